@@ -1,0 +1,11 @@
+//! The object model shared by every crate: identity, metadata, errors, selectors, quantities and patches.
+//!
+//! Pure values: no IO, no clock, no async runtime. Types follow `k8s.io/apimachinery`.
+
+pub mod field;
+pub mod key;
+pub mod meta;
+pub mod object;
+pub mod quantity;
+pub mod selector;
+pub mod status;

@@ -1,0 +1,168 @@
+//! An object as it is stored, listed and watched: JSON bytes, the metadata parsed from them, and a revision.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::key::Key;
+use crate::meta::Meta;
+
+/// The schema generation that this build writes. Objects of an older one are converted when they are read.
+pub const SCHEMA: u16 = 1;
+
+/// A JSON object about to be stored: everything but its revision, which exists only once it is committed.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub key: Key,
+    pub meta: Meta,
+    pub schema: u16,
+    /// JSON without `metadata.resourceVersion`.
+    body: Bytes,
+    /// Offset in `body` just behind the `{` of `metadata`, where the revision is spliced in.
+    splice: u32,
+}
+
+/// One revision of one object. Immutable, shared by the store, its history and every reader.
+#[derive(Clone, Debug)]
+pub struct Object {
+    draft: Draft,
+    /// The store's revision at which this version was committed: the object's `resourceVersion`.
+    pub revision: u64,
+}
+
+/// Why bytes are not an object that can be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    #[error("not a JSON object with metadata")]
+    Json(#[from] serde_json::Error),
+    #[error("metadata is missing")]
+    NoMetadata,
+}
+
+impl Draft {
+    /// Takes an object as JSON; a `metadata.resourceVersion` in it is dropped.
+    ///
+    /// # Errors
+    /// When there is no `metadata` object, or its fields have other types than Kubernetes gives them.
+    pub fn new(key: Key, mut object: Value) -> Result<Self, Malformed> {
+        let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).ok_or(Malformed::NoMetadata)?;
+        metadata.remove("resourceVersion");
+        Self::from_bytes(key, SCHEMA, serde_json::to_vec(&object)?.into())
+    }
+
+    /// Takes bytes that [`Draft::body`] returned, as read back from disk.
+    ///
+    /// # Errors
+    /// As [`Draft::new`].
+    pub fn from_bytes(key: Key, schema: u16, body: Bytes) -> Result<Self, Malformed> {
+        #[derive(Deserialize)]
+        struct Outline<'a> {
+            #[serde(borrow)]
+            metadata: Option<&'a serde_json::value::RawValue>,
+        }
+        let outline: Outline<'_> = serde_json::from_slice(&body)?;
+        let raw = outline.metadata.ok_or(Malformed::NoMetadata)?.get();
+        let meta = serde_json::from_str(raw)?;
+        let offset = raw.as_ptr() as usize - body.as_ptr() as usize;
+        let splice = u32::try_from(offset + 1).map_err(|_| Malformed::NoMetadata)?;
+        Ok(Self { key, meta, schema, body, splice })
+    }
+
+    /// The stored bytes, without a resource version.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    pub fn commit(self, revision: u64) -> Arc<Object> {
+        Arc::new(Object { draft: self, revision })
+    }
+}
+
+impl Object {
+    pub fn key(&self) -> &Key {
+        &self.draft.key
+    }
+
+    pub fn meta(&self) -> &Meta {
+        &self.draft.meta
+    }
+
+    /// The draft that this object was committed from.
+    pub fn draft(&self) -> &Draft {
+        &self.draft
+    }
+
+    /// Appends the object's JSON, resource version included.
+    pub fn write_json(&self, out: &mut BytesMut) {
+        let (head, tail) = self.draft.body.split_at(self.draft.splice as usize);
+        out.reserve(self.draft.body.len() + 48);
+        out.put_slice(head);
+        out.put_slice(b"\"resourceVersion\":\"");
+        out.put_slice(self.revision.to_string().as_bytes());
+        out.put_slice(if tail.first() == Some(&b'}') { b"\"" } else { b"\"," });
+        out.put_slice(tail);
+    }
+
+    /// The object's JSON, resource version included.
+    pub fn json(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        self.write_json(&mut out);
+        out.freeze()
+    }
+
+    /// Parses the object, resource version included.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.json()).expect("only valid JSON is stored")
+    }
+
+    /// Decodes the object into a typed struct, resource version included.
+    ///
+    /// # Errors
+    /// When a field has a type that the struct does not take.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.json())
+    }
+}
+
+/// What a watch reports about one object.
+#[derive(Clone, Debug)]
+pub enum Change {
+    Added(Arc<Object>),
+    Modified {
+        old: Arc<Object>,
+        new: Arc<Object>,
+    },
+    /// The last state, and the revision of the deletion.
+    Deleted {
+        last: Arc<Object>,
+        revision: u64,
+    },
+}
+
+impl Change {
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Added(object) | Self::Modified { new: object, .. } | Self::Deleted { last: object, .. } => {
+                object.key()
+            }
+        }
+    }
+
+    pub fn revision(&self) -> u64 {
+        match self {
+            Self::Added(object) | Self::Modified { new: object, .. } => object.revision,
+            Self::Deleted { revision, .. } => *revision,
+        }
+    }
+
+    /// The object after the change, or `None` when it is gone.
+    pub fn current(&self) -> Option<&Arc<Object>> {
+        match self {
+            Self::Added(object) | Self::Modified { new: object, .. } => Some(object),
+            Self::Deleted { .. } => None,
+        }
+    }
+}

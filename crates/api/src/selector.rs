@@ -1,0 +1,3 @@
+//! Label and field selectors, as query strings and as `LabelSelector` objects.
+//!
+//! Source: apimachinery `pkg/labels/selector.go`, `pkg/fields/selector.go`.

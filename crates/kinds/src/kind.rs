@@ -1,0 +1,142 @@
+//! What a kind declares once, and everything else reads.
+//!
+//! Routes, discovery, tables, OpenAPI, the request pipeline, namespace deletion and garbage collection know kinds only by
+//! this struct, so a CRD builds the same one at run time. Follows upstream's `registry/*/strategy.go`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use api::field;
+use api::key::GroupResource;
+use jiff::Timestamp;
+use serde_json::Value;
+
+pub struct Kind {
+    pub names: Names,
+    pub scope: Scope,
+    /// The storage version, to which the others convert, is first.
+    pub versions: Vec<Version>,
+    pub verbs: &'static [Verb],
+    /// How the whole object is created and updated.
+    pub strategy: Strategy,
+    pub subresources: Vec<Subresource>,
+    pub columns: Vec<Column>,
+    /// The cells of one object's row, one per column; `Age` and the like count from the time given.
+    pub row: Box<dyn Fn(&Value, Timestamp) -> Vec<Value> + Send + Sync>,
+    /// The fields that field selectors may name beside `metadata.name` and `metadata.namespace`, with their values.
+    pub fields: Box<dyn Fn(&Value) -> Vec<(&'static str, String)> + Send + Sync>,
+    /// Whether PUT on an absent name creates it.
+    pub create_on_update: bool,
+    /// Whether PUT and PATCH without a resourceVersion are allowed to overwrite.
+    pub unconditional_update: bool,
+    /// For kinds that die gracefully: the seconds to grant, given the object and what the caller asked for.
+    pub grace: Option<Box<dyn Fn(&Value, Option<i64>) -> i64 + Send + Sync>>,
+    /// Bookkeeping keys that exist exactly as long as the object claims them, such as cluster IPs and node ports.
+    pub claims: Option<Box<dyn Fn(&Value) -> Vec<Claim> + Send + Sync>>,
+    /// Objects are removed this long after their last write.
+    pub ttl: Option<Duration>,
+}
+
+pub struct Names {
+    pub kind: Cow<'static, str>,
+    /// The storage group and plural name.
+    pub resource: GroupResource,
+    pub singular: Cow<'static, str>,
+    pub short: Vec<Cow<'static, str>>,
+    pub categories: Vec<Cow<'static, str>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Cluster,
+    Namespaced,
+}
+
+/// One served version of a kind. The group is given too, because Event is served from two.
+pub struct Version {
+    pub group: Cow<'static, str>,
+    pub version: Cow<'static, str>,
+    /// The schema's name, such as `io.k8s.api.core.v1.Pod`.
+    pub schema: Cow<'static, str>,
+    /// Conversion to and from the storage version; `None` for the storage version itself.
+    pub convert: Option<Conversion>,
+}
+
+pub struct Conversion {
+    pub to_storage: Box<dyn Fn(&mut Value) + Send + Sync>,
+    pub from_storage: Box<dyn Fn(&mut Value) + Send + Sync>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verb {
+    Create,
+    Delete,
+    DeleteCollection,
+    Get,
+    List,
+    Patch,
+    Update,
+    Watch,
+}
+
+type Boxed<F> = Box<F>;
+
+/// The steps by which a write through one endpoint becomes an object, in the order of the fields.
+pub struct Strategy {
+    /// Fills in what upstream's defaulting fills in. Runs on what clients send and on what older releases stored.
+    pub default: Boxed<dyn Fn(&mut Value) + Send + Sync>,
+    /// Clears and carries over the fields that this endpoint may not set (status on the main one, all but status on
+    /// `status`), and bumps `metadata.generation` when the specification changed. `old` is `None` on create.
+    pub prepare: Boxed<dyn Fn(&mut Value, Option<&Value>) + Send + Sync>,
+    /// Every error at once, in upstream's words. Common metadata is validated by the server.
+    pub validate: Boxed<dyn Fn(&Value, Option<&Value>) -> Vec<field::Error> + Send + Sync>,
+    /// Texts for `Warning` headers.
+    pub warnings: Boxed<dyn Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync>,
+}
+
+pub struct Subresource {
+    pub name: &'static str,
+    /// Group, version and kind of its body, where it differs from the parent's; such as `Scale` in `autoscaling/v1`.
+    pub body: Option<(&'static str, &'static str, &'static str)>,
+    pub verbs: &'static [Verb],
+    pub action: Action,
+}
+
+/// How a sub-resource is served.
+pub enum Action {
+    /// Reads the parent, writes through its own strategy.
+    Own(Strategy),
+    /// The `autoscaling/v1` Scale view of `spec.replicas`, `status.replicas` and `spec.selector`.
+    Scale,
+    /// `pods/binding`: sets `spec.nodeName` once.
+    Binding,
+    /// `pods/eviction`.
+    Eviction,
+    /// `serviceaccounts/token`: a TokenRequest.
+    Token,
+    /// `namespaces/finalize`: replaces `spec.finalizers`.
+    Finalize,
+    /// Passed on to the node: `log`, `exec`, `attach`, `portforward`, `proxy`.
+    Node,
+}
+
+/// A key that belongs to one object alone, taken and released in the object's own transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Such as `cluster-ips` or `node-ports`.
+    pub pool: &'static str,
+    pub value: String,
+    /// The field that asks for it, for the error message.
+    pub field: field::Path,
+}
+
+pub struct Column {
+    pub name: Cow<'static, str>,
+    /// `string`, `integer`, `boolean` or `date`.
+    pub kind: Cow<'static, str>,
+    /// `name` for the first column, otherwise usually empty.
+    pub format: Cow<'static, str>,
+    pub description: Cow<'static, str>,
+    /// 0 always, above 0 only with `-o wide`.
+    pub priority: i32,
+}

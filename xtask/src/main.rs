@@ -1,0 +1,3 @@
+//! The project's own commands: `cargo xtask up`, `cargo xtask test`, `cargo xtask tidy`.
+
+fn main() {}
