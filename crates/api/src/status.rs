@@ -56,9 +56,6 @@ enum Failure {
 /// The machine-readable cause. The default is the empty reason, which upstream calls unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
-    #[default]
-    #[serde(rename = "", other)]
-    Unknown,
     Unauthorized,
     Forbidden,
     NotFound,
@@ -77,6 +74,9 @@ pub enum Reason {
     InternalError,
     Expired,
     ServiceUnavailable,
+    #[default]
+    #[serde(rename = "", other)]
+    Unknown,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
