@@ -11,10 +11,24 @@ use api::object::{Change, Object};
 use api::status::Status;
 use serde_json::Value;
 
+pub mod events;
+pub mod informer;
+pub mod queue;
+pub mod typed;
+
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The time of day. A value, so that tests can run it.
+pub type Clock = Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>;
+
+/// The machine's clock.
+pub fn system_clock() -> Clock {
+    Arc::new(jiff::Timestamp::now)
+}
 
 /// How requests reach the API server, and as whom. One contract suite runs against each implementation.
 pub trait Transport: Send + Sync + 'static {
+    /// Answers with the object as written or read. A deletion that takes effect at once answers with the last state.
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Arc<Object>, Status>>;
 
     /// The objects of `scope` at one revision, then every change after it.
@@ -104,8 +118,134 @@ pub struct Client {
     transport: Arc<dyn Transport>,
 }
 
+/// A served resource type: what a request names beside namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Resource {
+    pub resource: GroupResource,
+    /// Such as `v1`.
+    pub version: &'static str,
+}
+
+impl Resource {
+    pub const fn new(group: &'static str, version: &'static str, resource: &'static str) -> Self {
+        Self { resource: GroupResource::new(group, resource), version }
+    }
+
+    /// The resource type of a typed struct.
+    pub const fn of<K: k8s_openapi::Resource>() -> Self {
+        Self::new(K::GROUP, K::VERSION, K::URL_PATH_SEGMENT)
+    }
+
+    /// Every object of this type, in all namespaces.
+    pub fn everywhere(&self) -> Scope {
+        Scope {
+            resource: self.resource.clone(),
+            version: self.version,
+            namespace: None,
+            field_selector: String::new(),
+            label_selector: String::new(),
+        }
+    }
+
+    fn call(&self, verb: Verb, namespace: &str, name: &str, subresource: Option<&'static str>) -> Call {
+        Call {
+            verb,
+            resource: self.resource.clone(),
+            version: self.version,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            subresource,
+        }
+    }
+}
+
+/// The requests on untyped objects. Those on k8s-openapi's structs are in [`typed`].
+///
+/// All fail with the server's [`Status`], or with one of reason `ServiceUnavailable` or `Timeout` when it cannot be reached.
 impl Client {
     pub fn new(transport: Arc<dyn Transport>) -> Self {
         Self { transport }
+    }
+
+    pub async fn call(&self, call: Call) -> Result<Arc<Object>, Status> {
+        self.transport.call(call).await
+    }
+
+    pub async fn list_watch(&self, scope: Scope) -> Result<(Listing, Box<dyn Watch>), Status> {
+        self.transport.list_watch(scope).await
+    }
+
+    /// The objects of `scope` at one revision.
+    pub async fn list_objects(&self, scope: Scope) -> Result<Listing, Status> {
+        Ok(self.transport.list_watch(scope).await?.0)
+    }
+
+    pub async fn get_object(&self, of: &Resource, namespace: &str, name: &str) -> Result<Arc<Object>, Status> {
+        self.call(of.call(Verb::Get, namespace, name, None)).await
+    }
+
+    pub async fn create_object(&self, of: &Resource, namespace: &str, object: Value) -> Result<Arc<Object>, Status> {
+        self.call(of.call(Verb::Create(object), namespace, "", None)).await
+    }
+
+    /// Replaces the object that `object.metadata` names; fails with `Conflict` when its resourceVersion is not the latest.
+    pub async fn update_object(&self, of: &Resource, object: Value) -> Result<Arc<Object>, Status> {
+        self.put(of, object, None).await
+    }
+
+    /// As [`Client::update_object`] for a sub-resource such as `status` or `finalize`.
+    pub async fn update_subresource(
+        &self,
+        of: &Resource,
+        subresource: &'static str,
+        object: Value,
+    ) -> Result<Arc<Object>, Status> {
+        self.put(of, object, Some(subresource)).await
+    }
+
+    async fn put(
+        &self,
+        of: &Resource,
+        object: Value,
+        subresource: Option<&'static str>,
+    ) -> Result<Arc<Object>, Status> {
+        let field = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+        let (namespace, name) = (field("namespace"), field("name"));
+        self.call(of.call(Verb::Update(object), &namespace, &name, subresource)).await
+    }
+
+    /// `subresource` is for patches of `status` and the like.
+    pub async fn patch_object(
+        &self,
+        of: &Resource,
+        namespace: &str,
+        name: &str,
+        subresource: Option<&'static str>,
+        kind: PatchType,
+        patch: Value,
+    ) -> Result<Arc<Object>, Status> {
+        self.call(of.call(Verb::Patch(kind, patch), namespace, name, subresource)).await
+    }
+
+    /// Posts to a sub-resource such as `binding`, `eviction` or `token`; the answer is the sub-resource's reply.
+    pub async fn post(
+        &self,
+        of: &Resource,
+        namespace: &str,
+        name: &str,
+        subresource: &'static str,
+        body: Value,
+    ) -> Result<Arc<Object>, Status> {
+        self.call(of.call(Verb::Create(body), namespace, name, Some(subresource))).await
+    }
+
+    pub async fn delete_object(
+        &self,
+        of: &Resource,
+        namespace: &str,
+        name: &str,
+        options: DeleteOptions,
+    ) -> Result<Arc<Object>, Status> {
+        self.call(of.call(Verb::Delete(options), namespace, name, None)).await
     }
 }
