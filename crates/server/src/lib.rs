@@ -1,1 +1,6 @@
-//! See ARCHITECTURE.md.
+//! The API server: authentication → authorization → admission → registry → store.
+
+pub mod admit;
+pub mod hooks;
+pub mod identity;
+pub mod path;
