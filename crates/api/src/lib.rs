@@ -2,9 +2,11 @@
 //!
 //! Pure values: no IO, no clock, no async runtime. Types follow `k8s.io/apimachinery`.
 
+pub mod cidr;
 pub mod field;
 pub mod key;
 pub mod meta;
+pub mod names;
 pub mod object;
 pub mod quantity;
 pub mod selector;
