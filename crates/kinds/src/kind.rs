@@ -9,7 +9,9 @@ use std::time::Duration;
 use api::field;
 use api::key::GroupResource;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::table;
 
 pub struct Kind {
     pub names: Names,
@@ -35,6 +37,21 @@ pub struct Kind {
     pub claims: Option<Box<dyn Fn(&Value) -> Vec<Claim> + Send + Sync>>,
     /// Objects are removed this long after their last write.
     pub ttl: Option<Duration>,
+    /// For kinds that are answered when they are created, and never stored.
+    pub answered: Option<Answer>,
+}
+
+/// Who answers a kind that is created and never stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    TokenReview,
+    SelfSubjectReview,
+    SubjectAccessReview,
+    LocalSubjectAccessReview,
+    SelfSubjectAccessReview,
+    SelfSubjectRulesReview,
+    /// The old form of `pods/binding`, posted to the namespace.
+    Binding,
 }
 
 pub struct Names {
@@ -67,6 +84,21 @@ pub struct Conversion {
     pub from_storage: Box<dyn Fn(&mut Value) + Send + Sync>,
 }
 
+/// What can be done with most kinds.
+pub const ALL: &[Verb] = &[
+    Verb::Create,
+    Verb::Delete,
+    Verb::DeleteCollection,
+    Verb::Get,
+    Verb::List,
+    Verb::Patch,
+    Verb::Update,
+    Verb::Watch,
+];
+
+/// What can be done with `status` and `scale`.
+pub const READ_WRITE: &[Verb] = &[Verb::Get, Verb::Patch, Verb::Update];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     Create,
@@ -79,19 +111,17 @@ pub enum Verb {
     Watch,
 }
 
-type Boxed<F> = Box<F>;
-
 /// The steps by which a write through one endpoint becomes an object, in the order of the fields.
 pub struct Strategy {
     /// Fills in what upstream's defaulting fills in. Runs on what clients send and on what older releases stored.
-    pub default: Boxed<dyn Fn(&mut Value) + Send + Sync>,
+    pub default: Box<dyn Fn(&mut Value) + Send + Sync>,
     /// Clears and carries over the fields that this endpoint may not set (status on the main one, all but status on
     /// `status`), and bumps `metadata.generation` when the specification changed. `old` is `None` on create.
-    pub prepare: Boxed<dyn Fn(&mut Value, Option<&Value>) + Send + Sync>,
+    pub prepare: Box<dyn Fn(&mut Value, Option<&Value>) + Send + Sync>,
     /// Every error at once, in upstream's words. Common metadata is validated by the server.
-    pub validate: Boxed<dyn Fn(&Value, Option<&Value>) -> Vec<field::Error> + Send + Sync>,
+    pub validate: Box<dyn Fn(&Value, Option<&Value>) -> Vec<field::Error> + Send + Sync>,
     /// Texts for `Warning` headers.
-    pub warnings: Boxed<dyn Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync>,
+    pub warnings: Box<dyn Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync>,
 }
 
 pub struct Subresource {
@@ -139,4 +169,123 @@ pub struct Column {
     pub description: Cow<'static, str>,
     /// 0 always, above 0 only with `-o wide`.
     pub priority: i32,
+}
+
+impl Kind {
+    /// A namespaced kind with every verb and no behaviour of its own, to be refined by struct update.
+    pub fn namespaced(group: &'static str, version: &'static str, kind: &'static str, plural: &'static str) -> Self {
+        let schema_group = group.split('.').next().filter(|first| !first.is_empty()).unwrap_or("core");
+        Self {
+            names: Names {
+                kind: kind.into(),
+                resource: GroupResource::new(group, plural),
+                singular: kind.to_lowercase().into(),
+                short: Vec::new(),
+                categories: Vec::new(),
+            },
+            scope: Scope::Namespaced,
+            versions: vec![Version {
+                group: group.into(),
+                version: version.into(),
+                schema: format!("io.k8s.api.{schema_group}.{version}.{kind}").into(),
+                convert: None,
+            }],
+            verbs: ALL,
+            strategy: Strategy::none(),
+            subresources: Vec::new(),
+            columns: vec![Column::name(), Column::new("Created At", "date", "When the object was created.")],
+            row: Box::new(|object, _| {
+                vec![json!(table::name(object)), object["metadata"]["creationTimestamp"].clone()]
+            }),
+            fields: Box::new(|_| Vec::new()),
+            create_on_update: false,
+            unconditional_update: true,
+            grace: None,
+            claims: None,
+            ttl: None,
+            answered: None,
+        }
+    }
+
+    /// As [`Kind::namespaced`], without a namespace.
+    pub fn cluster(group: &'static str, version: &'static str, kind: &'static str, plural: &'static str) -> Self {
+        Self { scope: Scope::Cluster, ..Self::namespaced(group, version, kind, plural) }
+    }
+
+    /// Names it goes by on the command line.
+    #[must_use]
+    pub fn short(mut self, names: &[&'static str]) -> Self {
+        self.names.short = names.iter().map(|&name| name.into()).collect();
+        self
+    }
+
+    /// Groups it belongs to on the command line, such as `all`.
+    #[must_use]
+    pub fn categories(mut self, names: &[&'static str]) -> Self {
+        self.names.categories = names.iter().map(|&name| name.into()).collect();
+        self
+    }
+
+    /// Makes it one that is created to be answered and never stored.
+    #[must_use]
+    pub fn answered(self, by: Answer) -> Self {
+        Self { verbs: &[Verb::Create], answered: Some(by), ..self }
+    }
+}
+
+impl Strategy {
+    /// Takes everything as it comes.
+    pub fn none() -> Self {
+        Self {
+            default: Box::new(|_| ()),
+            prepare: Box::new(|_, _| ()),
+            validate: Box::new(|_, _| Vec::new()),
+            warnings: Box::new(|_, _| Vec::new()),
+        }
+    }
+}
+
+impl Subresource {
+    /// `status` with its own strategy.
+    pub fn status(strategy: Strategy) -> Self {
+        Self { name: "status", body: None, verbs: READ_WRITE, action: Action::Own(strategy) }
+    }
+
+    pub fn scale() -> Self {
+        Self { name: "scale", body: Some(("autoscaling", "v1", "Scale")), verbs: READ_WRITE, action: Action::Scale }
+    }
+}
+
+impl Column {
+    pub fn new(name: &'static str, kind: &'static str, description: &'static str) -> Self {
+        Self { name: name.into(), kind: kind.into(), format: "".into(), description: description.into(), priority: 0 }
+    }
+
+    /// A column of strings.
+    pub fn text(name: &'static str, description: &'static str) -> Self {
+        Self::new(name, "string", description)
+    }
+
+    /// A column of whole numbers.
+    pub fn number(name: &'static str, description: &'static str) -> Self {
+        Self::new(name, "integer", description)
+    }
+
+    /// The first column of most tables.
+    pub fn name() -> Self {
+        Self {
+            format: "name".into(),
+            ..Self::text("Name", "The name, unique among objects of its kind and namespace.")
+        }
+    }
+
+    pub fn age() -> Self {
+        Self::text("Age", "How long ago the object was created.")
+    }
+
+    /// Shows it only with `-o wide`.
+    #[must_use]
+    pub fn wide(self) -> Self {
+        Self { priority: 1, ..self }
+    }
 }

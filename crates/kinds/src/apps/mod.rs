@@ -1,0 +1,4 @@
+//! Kinds of the apps group.
+
+pub mod deployment;
+pub mod replica_set;

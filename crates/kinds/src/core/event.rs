@@ -1,0 +1,137 @@
+//! Event: something that happened to an object. Stored in the form of `v1`, served from `events.k8s.io` too.
+//!
+//! Source: kubernetes `pkg/registry/core/event/strategy.go`, `pkg/apis/events/v1/conversion.go`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::kind::{Column, Conversion, Kind, Version};
+use crate::table;
+use crate::value::{is_empty, number, remove, set, text};
+
+/// How long events are kept, as upstream's `--event-ttl`.
+const TTL: Duration = Duration::from_secs(3600);
+
+pub fn kind() -> Kind {
+    let mut kind = Kind {
+        columns: vec![
+            Column::text("Last Seen", "How long ago it was seen last."),
+            Column::text("Type", "Normal or Warning; new types may appear."),
+            Column::text("Reason", "Why it happened, in one word."),
+            Column::text("Object", "The object that it is about."),
+            Column::text("Subobject", "The part of the object that it is about.").wide(),
+            Column::text("Source", "The component that reported it.").wide(),
+            Column::text("Message", "What happened, for people."),
+            Column::text("First Seen", "How long ago it was seen first.").wide(),
+            Column::text("Count", "How often it was seen.").wide(),
+            Column::text("Name", "The name of the event.").wide(),
+        ],
+        row: Box::new(row),
+        fields: Box::new(fields),
+        create_on_update: true,
+        ttl: Some(TTL),
+        ..Kind::namespaced("", "v1", "Event", "events").short(&["ev"])
+    };
+    kind.versions.push(Version {
+        group: "events.k8s.io".into(),
+        version: "v1".into(),
+        schema: "io.k8s.api.events.v1.Event".into(),
+        convert: Some(Conversion { to_storage: Box::new(to_core), from_storage: Box::new(from_core) }),
+    });
+    kind
+}
+
+/// The fields that differ, as (core name, `events.k8s.io` name).
+const RENAMED: [(&str, &str); 7] = [
+    ("involvedObject", "regarding"),
+    ("message", "note"),
+    ("source", "deprecatedSource"),
+    ("firstTimestamp", "deprecatedFirstTimestamp"),
+    ("lastTimestamp", "deprecatedLastTimestamp"),
+    ("count", "deprecatedCount"),
+    ("reportingComponent", "reportingController"),
+];
+
+fn to_core(event: &mut Value) {
+    for (core, new) in RENAMED {
+        if let Some(value) = remove(event, new) {
+            set(event, core, value);
+        }
+    }
+}
+
+fn from_core(event: &mut Value) {
+    for (core, new) in RENAMED {
+        if let Some(value) = remove(event, core) {
+            set(event, new, value);
+        }
+    }
+}
+
+fn row(event: &Value, now: Timestamp) -> Vec<Value> {
+    let time_or = |field: &str, otherwise: Value| match table::moment(&event[field]) {
+        Some(_) => table::since(&event[field], now),
+        None => otherwise,
+    };
+    let first = time_or("firstTimestamp", table::since(&event["eventTime"], now));
+    let series = &event["series"];
+    let (last, count) = if series.is_null() {
+        (time_or("lastTimestamp", first.clone()), number(&event["count"]).max(1))
+    } else {
+        (table::since(&series["lastObservedTime"], now), number(&series["count"]))
+    };
+    let about = &event["involvedObject"];
+    let kind = text(&about["kind"]).to_lowercase();
+    let object = match text(&about["name"]) {
+        "" => kind,
+        name => format!("{kind}/{name}"),
+    };
+    vec![
+        last,
+        json!(text(&event["type"])),
+        json!(text(&event["reason"])),
+        json!(object),
+        json!(text(&about["fieldPath"])),
+        json!(source(event)),
+        json!(text(&event["message"]).trim()),
+        first,
+        json!(count),
+        json!(table::name(event)),
+    ]
+}
+
+fn source(event: &Value) -> String {
+    let either = |old: &Value, new: &Value| if is_empty(old) { text(new).to_owned() } else { text(old).to_owned() };
+    let component = either(&event["source"]["component"], &event["reportingComponent"]);
+    let instance = either(&event["source"]["host"], &event["reportingInstance"]);
+    if instance.is_empty() { component } else { format!("{component}, {instance}") }
+}
+
+fn fields(event: &Value) -> Vec<(&'static str, String)> {
+    let about = |field: &str| text(&event["involvedObject"][field]).to_owned();
+    let own = |field: &str| text(&event[field]).to_owned();
+    let component = text(&event["source"]["component"]);
+    vec![
+        ("involvedObject.kind", about("kind")),
+        ("involvedObject.namespace", about("namespace")),
+        ("involvedObject.name", about("name")),
+        ("involvedObject.uid", about("uid")),
+        ("involvedObject.apiVersion", about("apiVersion")),
+        ("involvedObject.resourceVersion", about("resourceVersion")),
+        ("involvedObject.fieldPath", about("fieldPath")),
+        ("regarding.kind", about("kind")),
+        ("regarding.namespace", about("namespace")),
+        ("regarding.name", about("name")),
+        ("regarding.uid", about("uid")),
+        ("regarding.apiVersion", about("apiVersion")),
+        ("regarding.resourceVersion", about("resourceVersion")),
+        ("regarding.fieldPath", about("fieldPath")),
+        ("reason", own("reason")),
+        ("reportingComponent", own("reportingComponent")),
+        ("reportingController", own("reportingComponent")),
+        ("source", if component.is_empty() { own("reportingComponent") } else { component.to_owned() }),
+        ("type", own("type")),
+    ]
+}

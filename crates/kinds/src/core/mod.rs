@@ -1,0 +1,13 @@
+//! Kinds of the core group.
+
+pub mod binding;
+pub mod config_map;
+pub mod endpoints;
+pub mod event;
+pub mod namespace;
+pub mod node;
+pub mod pod;
+mod pod_table;
+pub mod secret;
+pub mod service;
+pub mod service_account;

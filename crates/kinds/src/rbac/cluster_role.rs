@@ -1,0 +1,9 @@
+//! ClusterRole: what may be done in every namespace, or outside them.
+//!
+//! Source: kubernetes `pkg/registry/rbac/clusterrole/strategy.go`.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind { create_on_update: true, ..Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles") }
+}

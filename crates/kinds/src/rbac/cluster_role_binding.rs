@@ -1,0 +1,15 @@
+//! ClusterRoleBinding: who has a cluster role everywhere.
+//!
+//! Source: kubernetes `pkg/registry/rbac/clusterrolebinding/strategy.go`.
+
+use super::role_binding::{columns, row};
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind {
+        columns: columns(),
+        row: Box::new(row),
+        create_on_update: true,
+        ..Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings")
+    }
+}

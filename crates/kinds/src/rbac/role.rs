@@ -1,0 +1,9 @@
+//! Role: what may be done in one namespace.
+//!
+//! Source: kubernetes `pkg/registry/rbac/role/strategy.go`.
+
+use crate::kind::Kind;
+
+pub fn kind() -> Kind {
+    Kind { create_on_update: true, ..Kind::namespaced("rbac.authorization.k8s.io", "v1", "Role", "roles") }
+}

@@ -1,0 +1,49 @@
+//! RoleBinding: who has a role in one namespace.
+//!
+//! Source: kubernetes `pkg/registry/rbac/rolebinding/strategy.go`.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::kind::{Column, Kind};
+use crate::table;
+use crate::value::{items, text};
+
+pub fn kind() -> Kind {
+    Kind {
+        columns: columns(),
+        row: Box::new(row),
+        create_on_update: true,
+        ..Kind::namespaced("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
+    }
+}
+
+pub(super) fn columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        Column::text("Role", "The role that is given."),
+        Column::age(),
+        Column::text("Users", "The users that have it.").wide(),
+        Column::text("Groups", "The groups that have it.").wide(),
+        Column::text("ServiceAccounts", "The service accounts that have it.").wide(),
+    ]
+}
+
+pub(super) fn row(binding: &Value, now: Timestamp) -> Vec<Value> {
+    let (role, subjects) = (&binding["roleRef"], items(&binding["subjects"]));
+    let of = |kind: &str| {
+        let names = subjects.iter().filter(|subject| text(&subject["kind"]) == kind).map(|subject| {
+            let name = text(&subject["name"]);
+            if kind == "ServiceAccount" { format!("{}/{name}", text(&subject["namespace"])) } else { name.to_owned() }
+        });
+        json!(names.collect::<Vec<_>>().join(", "))
+    };
+    vec![
+        json!(table::name(binding)),
+        json!(format!("{}/{}", text(&role["kind"]), text(&role["name"]))),
+        table::age(binding, now),
+        of("User"),
+        of("Group"),
+        of("ServiceAccount"),
+    ]
+}
