@@ -4,6 +4,10 @@
 //! Semantics follow etcd's KV and watch guarantees (`etcd.io/docs`, api_guarantees): watches are ordered, unique, atomic,
 //! reliable, resumable and bookmarkable.
 
+pub mod memory;
+pub mod state;
+mod view;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
