@@ -50,7 +50,9 @@ pub enum ErrorType {
     NotSupported,
     Forbidden,
     TooLong,
+    TooShort,
     TooMany,
+    TooFew,
     Internal,
     TypeInvalid,
 }
@@ -65,7 +67,9 @@ impl ErrorType {
             Self::NotSupported => "FieldValueNotSupported",
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
+            Self::TooShort => "FieldValueTooShort",
             Self::TooMany => "FieldValueTooMany",
+            Self::TooFew => "FieldValueTooFew",
             Self::Internal => "InternalError",
             Self::TypeInvalid => "FieldValueTypeInvalid",
         }
@@ -80,7 +84,9 @@ impl ErrorType {
             Self::NotSupported => "Unsupported value",
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
+            Self::TooShort => "Too short",
             Self::TooMany => "Too many",
+            Self::TooFew => "Too few",
             Self::Internal => "Internal error",
         }
     }
@@ -115,7 +121,7 @@ impl Error {
 
     /// `supported` is listed in the message, in the order given.
     pub fn not_supported(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let quoted: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        let quoted: Vec<String> = supported.iter().map(|s| quoted(s)).collect();
         let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
         Self { kind: ErrorType::NotSupported, field: field.clone(), value: Some(value.into()), detail }
     }
@@ -124,22 +130,36 @@ impl Error {
         Self { kind: ErrorType::Forbidden, field: field.clone(), value: None, detail: detail.into() }
     }
 
+    pub fn type_invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self { kind: ErrorType::TypeInvalid, ..Self::invalid(field, value, detail) }
+    }
+
     pub fn too_long(field: &Path, max_bytes: usize) -> Self {
-        Self {
-            kind: ErrorType::TooLong,
-            field: field.clone(),
-            value: None,
-            detail: format!("may not be more than {max_bytes} bytes"),
-        }
+        let unit = if max_bytes == 1 { "byte" } else { "bytes" };
+        let detail = format!("may not be more than {max_bytes} {unit}");
+        Self { kind: ErrorType::TooLong, field: field.clone(), value: None, detail }
+    }
+
+    pub fn too_short(field: &Path, min_characters: usize) -> Self {
+        let unit = if min_characters == 1 { "character" } else { "characters" };
+        let detail = format!("must be at least {min_characters} {unit}");
+        Self { kind: ErrorType::TooShort, field: field.clone(), value: None, detail }
     }
 
     pub fn too_many(field: &Path, actual: usize, max: usize) -> Self {
-        Self {
-            kind: ErrorType::TooMany,
-            field: field.clone(),
-            value: Some(actual.into()),
-            detail: format!("must have at most {max} items"),
-        }
+        let unit = if max == 1 { "item" } else { "items" };
+        let detail = format!("must have at most {max} {unit}");
+        Self { kind: ErrorType::TooMany, field: field.clone(), value: Some(actual.into()), detail }
+    }
+
+    pub fn too_few(field: &Path, actual: usize, min: usize) -> Self {
+        let unit = if min == 1 { "item" } else { "items" };
+        let detail = format!("must have at least {min} {unit}");
+        Self { kind: ErrorType::TooFew, field: field.clone(), value: Some(actual.into()), detail }
+    }
+
+    pub fn internal(field: &Path, detail: impl Into<String>) -> Self {
+        Self { kind: ErrorType::Internal, field: field.clone(), value: None, detail: detail.into() }
     }
 
     /// The message without its field, as in a Status' cause.
@@ -157,13 +177,119 @@ impl Error {
     }
 }
 
-/// Strings as Go's `%q`, everything else as JSON.
+/// Strings as Go's `%q`, everything else as Go's JSON, which escapes what HTML gives a meaning.
 fn shown(value: &Value) -> String {
-    value.to_string()
+    match value {
+        Value::String(text) => quoted(text),
+        other => {
+            let mut out = String::new();
+            for c in other.to_string().chars() {
+                match c {
+                    '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", c as u32)),
+                    c => out.push(c),
+                }
+            }
+            out
+        }
+    }
+}
+
+/// Returns `text` as Go's `%q` writes it.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\x07' => out.push_str("\\a"),
+            '\x08' => out.push_str("\\b"),
+            '\x0c' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\x0b' => out.push_str("\\v"),
+            c if c < ' ' || c == '\x7f' => out.push_str(&format!("\\x{:02x}", c as u32)),
+            // Debug escapes what is not printable, as Go does, but writes its code point differently.
+            c if c == '\'' || c.escape_debug().len() == 1 => out.push(c),
+            c if (c as u32) < 0x1_0000 => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push_str(&format!("\\U{:08x}", c as u32)),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Joins errors as upstream's aggregate does: each text once, in brackets when there are several.
+pub fn aggregate(errors: &[Error]) -> String {
+    let mut texts: Vec<String> = Vec::with_capacity(errors.len());
+    for text in errors.iter().map(Error::to_string) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    match &texts[..] {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
+    }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn renders_each_class() {
+        let path = Path::new("spec").child("containers").index(0).child("name");
+        for (error, text) in [
+            (Error::not_found(&path, "a"), r#"Not found: "a""#),
+            (Error::required(&path, ""), "Required value"),
+            (Error::required(&path, "is needed"), "Required value: is needed"),
+            (Error::duplicate(&path, "a\"b"), r#"Duplicate value: "a\"b""#),
+            (Error::duplicate(&path, json!({"name": "a", "n": 1})), r#"Duplicate value: {"n":1,"name":"a"}"#),
+            (Error::invalid(&path, 5, "must be less"), "Invalid value: 5: must be less"),
+            (Error::invalid(&path, true, "no"), "Invalid value: true: no"),
+            (Error::invalid(&path, Value::Null, "no"), "Invalid value: null: no"),
+            (Error::invalid(&path, json!(["a<b"]), "no"), r#"Invalid value: ["a\u003cb"]: no"#),
+            (Error::not_supported(&path, "c", &["a", "b"]), r#"Unsupported value: "c": supported values: "a", "b""#),
+            (Error::not_supported(&path, "c", &[]), r#"Unsupported value: "c""#),
+            (Error::forbidden(&path, "may not"), "Forbidden: may not"),
+            (Error::too_long(&path, 63), "Too long: may not be more than 63 bytes"),
+            (Error::too_long(&path, 1), "Too long: may not be more than 1 byte"),
+            (Error::too_many(&path, 3, 1), "Too many: 3: must have at most 1 item"),
+            (Error::too_few(&path, 0, 2), "Too few: 0: must have at least 2 items"),
+            (Error::too_short(&path, 2), "Too short: must be at least 2 characters"),
+            (Error::type_invalid(&path, 1, "a string"), "Invalid value: 1: a string"),
+            (Error::internal(&path, "oh"), "Internal error: oh"),
+        ] {
+            assert_eq!(error.to_string(), format!("spec.containers[0].name: {text}"));
+        }
+    }
+
+    #[test]
+    fn paths_are_written_as_upstream_does() {
+        assert_eq!(Path::default().to_string(), "<nil>");
+        assert_eq!(Path::default().child("a").to_string(), "a");
+        assert_eq!(Path::new("metadata").child("labels").key("a/b").to_string(), "metadata.labels[a/b]");
+    }
+
+    #[test]
+    fn quotes_as_go() {
+        assert_eq!(quoted("a'b\"\\\n\t\u{1}\u{7f}ä\u{200b}\u{e0001}"), r#""a'b\"\\\n\t\x01\x7fä\u200b\U000e0001""#);
+    }
+
+    #[test]
+    fn aggregates_once_each() {
+        let a = Error::required(&Path::new("a"), "");
+        let b = Error::required(&Path::new("b"), "");
+        assert_eq!(aggregate(&[a.clone(), a.clone()]), "a: Required value");
+        assert_eq!(aggregate(&[a.clone(), b, a]), "[a: Required value, b: Required value]");
     }
 }

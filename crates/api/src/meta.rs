@@ -49,7 +49,7 @@ pub struct OwnerReference {
     pub block_owner_deletion: Option<bool>,
 }
 
-fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
+pub(crate) fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Deserialize<'de> + Default,
