@@ -4,3 +4,4 @@ pub mod admit;
 pub mod hooks;
 pub mod identity;
 pub mod path;
+pub mod pki;
