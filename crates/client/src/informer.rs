@@ -278,20 +278,24 @@ impl Informer {
 
     /// Subscribes to changes, beginning with all objects there are.
     pub fn subscribe(&self) -> Changes {
-        let inbox = Arc::new(Inbox::default());
+        subscribe([self])
+    }
+}
+
+/// Subscribes to the changes of several informers at once, beginning with all objects there are.
+pub fn subscribe<'a>(informers: impl IntoIterator<Item = &'a Informer>) -> Changes {
+    let inbox = Arc::new(Inbox::default());
+    for informer in informers {
         // Under this lock no change can fall between the state taken and those delivered.
-        let mut inboxes = lock(&self.inboxes);
-        let initial: Vec<Delta> = self
-            .view
-            .borrow()
-            .objects
-            .iter()
-            .map(|(key, object)| Delta { key: key.clone(), old: None, new: Some(object.clone()) })
-            .collect();
+        let mut inboxes = lock(&informer.inboxes);
+        let view = informer.view();
+        let known = view.objects.iter();
+        let initial: Vec<Delta> =
+            known.map(|(key, object)| Delta { key: key.clone(), old: None, new: Some(object.clone()) }).collect();
         inbox.deliver(&initial);
         inboxes.push(Arc::downgrade(&inbox));
-        Changes { inbox }
     }
+    Changes { inbox }
 }
 
 /// The tasks behind a component's informers. Dropping it stops them all.

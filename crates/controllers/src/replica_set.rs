@@ -1,0 +1,251 @@
+//! ReplicaSets: as many pods as wanted, by creating and deleting them.
+//!
+//! Source: kubernetes `pkg/controller/replicaset/{replica_set,replica_set_utils}.go`.
+
+use std::time::Duration;
+
+use api::key::{GroupResource, Key};
+use client::Resource;
+use client::events::reference_to;
+use client::informer::Delta;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde_json::json;
+
+use crate::action::{Action, Deletion, Note, Notes};
+use crate::claim::{claim_all, controller_of, controller_reference, is_controlled_by, selector};
+use crate::indexes::orphans;
+use crate::shell::{Controller, Run};
+use crate::views::{Views, decode};
+use crate::{pod, pod_rank};
+
+/// Pods that one run creates or deletes at most. Source: `BurstReplicas`.
+pub const BURST: usize = 500;
+
+/// What the decision about one ReplicaSet rests on.
+pub struct Observed {
+    pub set: ReplicaSet,
+    /// The pods in its namespace that name it as an owner, and those without a controller.
+    pub pods: Vec<Pod>,
+    /// The pods of all ReplicaSets with the same controller: to spread deletions over nodes.
+    pub related: Vec<Pod>,
+    /// Why creating or deleting failed the last time.
+    pub failure: Option<String>,
+    pub now: Timestamp,
+}
+
+/// Adopts and releases, creates or deletes, and reports.
+pub fn reconcile(observed: &Observed) -> Vec<Action> {
+    let Observed { set, pods, now, .. } = observed;
+    let selector = selector(&set.spec.selector);
+    if selector.is_nothing() {
+        return Vec::new();
+    }
+    let active = pods.iter().filter(|pod| pod::is_active(pod)).cloned().collect();
+    let (active, mut actions) = claim_all(set, &selector, active);
+    let terminating = pods.iter().filter(|pod| {
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        pod::is_terminating(pod) && is_controlled_by(&pod.metadata, &set.metadata) && selector.matches(&labels)
+    });
+    let status = status(observed, &active, terminating.count());
+    if set.metadata.deletion_timestamp.is_none() {
+        actions.extend(replicate(observed, &active));
+    }
+    if set.status.as_ref() != Some(&status) {
+        let set = ReplicaSet { status: Some(status.clone()), ..set.clone() };
+        actions.push(Action::Update {
+            of: Resource::of::<ReplicaSet>(),
+            subresource: Some("status"),
+            object: json!(set),
+        });
+    }
+    let min_ready = min_ready(set);
+    if !min_ready.is_zero() && status.ready_replicas != status.available_replicas {
+        let next = active.iter().filter_map(|pod| pod::available_in(pod, min_ready, *now)).min();
+        actions.push(Action::RunAgain { after: next.unwrap_or(min_ready) });
+    }
+    actions
+}
+
+fn min_ready(set: &ReplicaSet) -> Duration {
+    Duration::from_secs(set.spec.min_ready_seconds.unwrap_or(0).try_into().unwrap_or(0))
+}
+
+fn wanted(set: &ReplicaSet) -> usize {
+    set.spec.replicas.unwrap_or(1).try_into().unwrap_or(0)
+}
+
+fn replicate(observed: &Observed, active: &[Pod]) -> Vec<Action> {
+    let set = &observed.set;
+    let (have, want) = (active.len(), wanted(set));
+    let about = reference_to(set);
+    let namespace = set.metadata.namespace.clone().unwrap_or_default();
+    if have < want {
+        let Some(template) = &set.spec.template else { return Vec::new() };
+        let notes = Notes::new(
+            about,
+            Some(Note::normal("SuccessfulCreate", "Created pod: {}")),
+            Some(Note::warning("FailedCreate", "Error creating: {}")),
+        );
+        let copies = (want - have).min(BURST);
+        let object = json!(pod_from(template, set));
+        return vec![Action::Create { of: Resource::of::<Pod>(), namespace, object, copies, notes }];
+    }
+    let surplus = (have - want).min(BURST);
+    let delete = |pod: &Pod| Action::Delete {
+        of: Resource::of::<Pod>(),
+        namespace: namespace.clone(),
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        how: Deletion::default(),
+        notes: Notes::new(
+            about.clone(),
+            Some(Note::normal("SuccessfulDelete", "Deleted pod: {}")),
+            Some(Note::warning("FailedDelete", "Error deleting: {}")),
+        ),
+    };
+    pods_to_delete(active, &observed.related, surplus, observed.now).into_iter().map(delete).collect()
+}
+
+/// Returns the `surplus` pods to delete, worst first.
+///
+/// Source: `replica_set.go`, `getPodsToDelete`.
+pub fn pods_to_delete<'a>(active: &'a [Pod], related: &[Pod], surplus: usize, now: Timestamp) -> Vec<&'a Pod> {
+    let mut ranked: Vec<&Pod> = active.iter().collect();
+    if surplus < active.len() {
+        let on_node =
+            |node: &str| related.iter().filter(|pod| pod::is_active(pod) && pod::node_name(pod) == node).count();
+        ranked.sort_by_cached_key(|pod| pod_rank::deletion_rank(pod, on_node(pod::node_name(pod)), now));
+    }
+    ranked.truncate(surplus);
+    ranked
+}
+
+fn pod_from(template: &PodTemplateSpec, set: &ReplicaSet) -> Pod {
+    let meta = template.metadata.clone().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", set.metadata.name.as_deref().unwrap_or_default())),
+            namespace: set.metadata.namespace.clone(),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![controller_reference(set)]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+fn status(observed: &Observed, active: &[Pod], terminating: usize) -> ReplicaSetStatus {
+    let set = &observed.set;
+    let template = set.spec.template.as_ref();
+    let template_labels = template.and_then(|template| template.metadata.as_ref()?.labels.clone()).unwrap_or_default();
+    let fully_labeled = |pod: &&Pod| {
+        let labels = pod.metadata.labels.as_ref();
+        template_labels.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+    };
+    let available = |pod: &&Pod| pod::is_available(pod, min_ready(set), observed.now);
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    // Counts of nothing are left out, as upstream's `omitempty` does.
+    let some = |n: usize| (n > 0).then(|| count(n));
+    ReplicaSetStatus {
+        available_replicas: some(active.iter().filter(available).count()),
+        conditions: conditions(observed, active.len()),
+        fully_labeled_replicas: some(active.iter().filter(fully_labeled).count()),
+        observed_generation: set.metadata.generation,
+        ready_replicas: some(active.iter().filter(|pod| pod::is_ready(pod)).count()),
+        replicas: count(active.len()),
+        terminating_replicas: Some(count(terminating)),
+    }
+}
+
+/// The conditions with `ReplicaFailure` added, kept or removed.
+fn conditions(observed: &Observed, have: usize) -> Option<Vec<ReplicaSetCondition>> {
+    const FAILURE: &str = "ReplicaFailure";
+    let current = observed.set.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let exists = current.iter().any(|condition| condition.type_.as_deref() == Some(FAILURE));
+    let want = wanted(&observed.set);
+    let conditions = match &observed.failure {
+        Some(_) if exists => current,
+        Some(message) if have != want => {
+            let failed = ReplicaSetCondition {
+                type_: Some(FAILURE.to_owned()),
+                status: Some("True".to_owned()),
+                reason: Some(if have < want { "FailedCreate" } else { "FailedDelete" }.to_owned()),
+                message: Some(message.clone()),
+                last_transition_time: Some(Time(observed.now)),
+            };
+            current.into_iter().chain([failed]).collect()
+        }
+        Some(_) | None => {
+            current.into_iter().filter(|condition| condition.type_.as_deref() != Some(FAILURE)).collect::<Vec<_>>()
+        }
+    };
+    (!conditions.is_empty()).then_some(conditions)
+}
+
+/// Observes ReplicaSets and their pods for the shell.
+pub struct ReplicaSets;
+
+impl Controller for ReplicaSets {
+    fn name(&self) -> &'static str {
+        "replicaset-controller"
+    }
+
+    fn inputs(&self) -> Vec<GroupResource> {
+        vec![Resource::of::<ReplicaSet>().resource, Resource::of::<Pod>().resource]
+    }
+
+    fn affected(&self, delta: &Delta, views: &Views) -> Vec<Key> {
+        if delta.key.group_resource().resource == "replicasets" {
+            return vec![delta.key.clone()];
+        }
+        let mut keys = Vec::new();
+        for state in delta.states() {
+            let controller = state.meta().controller();
+            if let Some(owner) = controller.filter(|owner| owner.kind == "ReplicaSet") {
+                keys.push(Key::new(&Resource::of::<ReplicaSet>().resource, &state.meta().namespace, &owner.name));
+            }
+        }
+        if let Some(orphan) = delta.new.as_ref().filter(|pod| pod.meta().controller().is_none()) {
+            let sets = views.of::<ReplicaSet>().in_namespace(&orphan.meta().namespace);
+            let wanting = sets.filter(|set| {
+                let set = decode::<ReplicaSet>(set);
+                set.is_some_and(|set| selector(&set.spec.selector).matches(&orphan.meta().labels))
+            });
+            keys.extend(wanting.map(|set| set.key().clone()));
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    fn plan(&self, run: &Run<'_>) -> Vec<Action> {
+        let Some(set) = run.views.get::<ReplicaSet>(run.key) else { return Vec::new() };
+        let uid = set.metadata.uid.clone().unwrap_or_default();
+        let pods = run.views.of::<Pod>();
+        let selector = selector(&set.spec.selector);
+        let lost = orphans(pods, run.key.namespace()).filter(|pod| selector.matches(&pod.meta().labels));
+        let own: Vec<Pod> = pods.owned_by(&uid).chain(lost).filter_map(|pod| decode(pod)).collect();
+        let surplus = own.iter().filter(|pod| pod::is_active(pod)).count() > wanted(&set);
+        let related = if surplus { related_pods(&set, run.views) } else { Vec::new() };
+        reconcile(&Observed { set, pods: own, related, failure: run.failure.map(str::to_owned), now: run.now })
+    }
+}
+
+/// The pods of every ReplicaSet that has the same controller as this one, itself included.
+fn related_pods(set: &ReplicaSet, views: &Views) -> Vec<Pod> {
+    let Some(owner) = controller_of(&set.metadata) else {
+        return views
+            .of::<Pod>()
+            .owned_by(set.metadata.uid.as_deref().unwrap_or_default())
+            .filter_map(|pod| decode(pod))
+            .collect();
+    };
+    let siblings = views.of::<ReplicaSet>().owned_by(&owner.uid);
+    siblings.flat_map(|sibling| views.of::<Pod>().owned_by(&sibling.meta().uid)).filter_map(|pod| decode(pod)).collect()
+}
