@@ -6,9 +6,11 @@ pub mod core;
 pub mod discovery;
 pub mod kind;
 pub mod networking;
+mod place;
 pub mod rbac;
 pub mod review;
 pub mod scheduling;
+mod strategy;
 mod table;
 mod value;
 

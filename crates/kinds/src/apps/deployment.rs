@@ -5,13 +5,19 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::core::pod_default::pod_spec;
 use crate::kind::{Column, Kind, Strategy, Subresource};
+use crate::strategy::{generation, keep_status, only_status, same, spec_changed};
 use crate::table;
-use crate::value::number;
+use crate::value::{copy, default, default_text, number, object, text};
 
 pub fn kind() -> Kind {
     Kind {
-        subresources: vec![Subresource::scale(), Subresource::status(Strategy::none())],
+        strategy: Strategy::none().defaulting(fill).preparing(prepare),
+        subresources: vec![
+            Subresource::scale(),
+            Subresource::status(Strategy::none().defaulting(fill).preparing(prepare_status)),
+        ],
         columns: vec![
             Column::name(),
             Column::text("Ready", "How many pods are ready, and how many are wanted."),
@@ -24,6 +30,40 @@ pub fn kind() -> Kind {
         ],
         row: Box::new(row),
         ..Kind::namespaced("apps", "v1", "Deployment", "deployments").short(&["deploy"]).categories(&["all"])
+    }
+}
+
+fn fill(deployment: &mut Value) {
+    let Some(spec) = object(deployment, "spec") else { return };
+    default(spec, "replicas", 1);
+    default(spec, "revisionHistoryLimit", 10);
+    default(spec, "progressDeadlineSeconds", 600);
+    if let Some(strategy) = object(spec, "strategy") {
+        default_text(strategy, "type", "RollingUpdate");
+        if text(&strategy["type"]) == "RollingUpdate"
+            && let Some(rolling) = object(strategy, "rollingUpdate")
+        {
+            default(rolling, "maxUnavailable", "25%");
+            default(rolling, "maxSurge", "25%");
+        }
+    }
+    if let Some(template) = object(spec, "template").and_then(|template| object(template, "spec")) {
+        pod_spec(template);
+    }
+}
+
+fn prepare(deployment: &mut Value, old: Option<&Value>) {
+    keep_status(deployment, old, &json!({}));
+    generation(deployment, old, |new, old| {
+        let annotations = |object: &Value| object["metadata"]["annotations"].clone();
+        spec_changed(new, old) || !same(&annotations(new), &annotations(old))
+    });
+}
+
+fn prepare_status(deployment: &mut Value, old: Option<&Value>) {
+    only_status(deployment, old);
+    if let (Some(metadata), Some(old)) = (deployment.get_mut("metadata"), old) {
+        copy(metadata, "labels", &old["metadata"]);
     }
 }
 

@@ -5,13 +5,16 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::core::pod_default::pod_spec;
 use crate::kind::{Column, Kind, Strategy, Subresource};
+use crate::strategy::{generation, keep_status, spec_changed};
 use crate::table;
-use crate::value::number;
+use crate::value::{default, number, object};
 
 pub fn kind() -> Kind {
     Kind {
-        subresources: vec![Subresource::scale(), Subresource::status(Strategy::none())],
+        strategy: Strategy::none().defaulting(fill).preparing(prepare),
+        subresources: vec![Subresource::scale(), Subresource::status(Strategy::status().defaulting(fill))],
         columns: vec![
             Column::name(),
             Column::number("Desired", "How many pods are wanted."),
@@ -25,6 +28,19 @@ pub fn kind() -> Kind {
         row: Box::new(row),
         ..Kind::namespaced("apps", "v1", "ReplicaSet", "replicasets").short(&["rs"]).categories(&["all"])
     }
+}
+
+fn fill(set: &mut Value) {
+    let Some(spec) = object(set, "spec") else { return };
+    default(spec, "replicas", 1);
+    if let Some(template) = object(spec, "template").and_then(|template| object(template, "spec")) {
+        pod_spec(template);
+    }
+}
+
+fn prepare(set: &mut Value, old: Option<&Value>) {
+    keep_status(set, old, &json!({"replicas": 0}));
+    generation(set, old, spec_changed);
 }
 
 fn row(set: &Value, now: Timestamp) -> Vec<Value> {

@@ -5,12 +5,13 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Kind};
+use crate::kind::{Column, Kind, Strategy};
 use crate::table;
 use crate::value::text;
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(|_| ()),
         columns: vec![Column::name(), Column::text("Holder", "Who holds the lease."), Column::age()],
         row: Box::new(row),
         create_on_update: true,

@@ -5,11 +5,12 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Kind};
+use crate::kind::{Column, Kind, Strategy};
 use crate::table;
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(|_| ()),
         columns: vec![Column::name(), Column::text("Data", "How many keys it has, text and binary."), Column::age()],
         row: Box::new(row),
         ..Kind::namespaced("", "v1", "ConfigMap", "configmaps").short(&["cm"])

@@ -5,12 +5,13 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Kind};
+use crate::kind::{Column, Kind, Strategy};
 use crate::table;
-use crate::value::{items, number, text};
+use crate::value::{default_text, items, items_mut, number, text};
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(fill),
         columns: vec![
             Column::name(),
             Column::text("Endpoints", "The ready addresses with their ports."),
@@ -19,6 +20,14 @@ pub fn kind() -> Kind {
         row: Box::new(row),
         create_on_update: true,
         ..Kind::namespaced("", "v1", "Endpoints", "endpoints").short(&["ep"])
+    }
+}
+
+fn fill(endpoints: &mut Value) {
+    for subset in items_mut(endpoints.get_mut("subsets")) {
+        for port in items_mut(subset.get_mut("ports")) {
+            default_text(port, "protocol", "TCP");
+        }
     }
 }
 

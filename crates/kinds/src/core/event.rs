@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Conversion, Kind, Version};
+use crate::kind::{Column, Conversion, Kind, Strategy, Version};
 use crate::table;
 use crate::value::{is_empty, number, remove, set, text};
 
@@ -16,6 +16,7 @@ const TTL: Duration = Duration::from_secs(3600);
 
 pub fn kind() -> Kind {
     let mut kind = Kind {
+        strategy: Strategy::none().defaulting(|_| ()),
         columns: vec![
             Column::text("Last Seen", "How long ago it was seen last."),
             Column::text("Type", "Normal or Warning; new types may appear."),

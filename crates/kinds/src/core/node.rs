@@ -7,13 +7,16 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::core::pod_default::canonical_list;
 use crate::kind::{Column, Kind, Strategy, Subresource};
+use crate::strategy::keep_status;
 use crate::table;
-use crate::value::{flag, items, text};
+use crate::value::{default, flag, items, object, remove, text};
 
 pub fn kind() -> Kind {
     Kind {
-        subresources: vec![Subresource::status(Strategy::none())],
+        strategy: Strategy::none().defaulting(fill).preparing(prepare),
+        subresources: vec![Subresource::status(Strategy::status().defaulting(fill))],
         columns: vec![
             Column::name(),
             Column::text("Status", "Whether the node is ready, and whether it takes new pods."),
@@ -29,6 +32,30 @@ pub fn kind() -> Kind {
         row: Box::new(row),
         fields: Box::new(|node| vec![("spec.unschedulable", flag(&node["spec"]["unschedulable"]).to_string())]),
         ..Kind::cluster("", "v1", "Node", "nodes").short(&["no"])
+    }
+}
+
+fn fill(node: &mut Value) {
+    object(node, "spec");
+    let Some(status) = object(node, "status") else { return };
+    for list in ["capacity", "allocatable"] {
+        if let Some(list) = status.get_mut(list) {
+            canonical_list(list);
+        }
+    }
+    let capacity = status["capacity"].clone();
+    if !capacity.is_null() {
+        default(status, "allocatable", capacity);
+    }
+}
+
+/// A node may be created with its status: it registers itself so.
+fn prepare(node: &mut Value, old: Option<&Value>) {
+    if old.is_some() {
+        keep_status(node, old, &Value::Null);
+    }
+    if let Some(spec) = node.get_mut("spec") {
+        remove(spec, "configSource");
     }
 }
 

@@ -2,15 +2,18 @@
 //!
 //! Source: kubernetes `pkg/registry/core/pod/strategy.go`.
 
-use serde_json::Value;
+use api::quantity::Quantity;
+use serde_json::{Value, json};
 
-use crate::core::pod_table;
+use crate::core::{pod_default, pod_table};
 use crate::kind::{Action, Kind, Strategy, Subresource, Verb};
-use crate::value::{flag, text};
+use crate::strategy::{generation, keep_status, only_status, spec_changed};
+use crate::value::{copy, flag, is_empty, items, items_mut, set, text};
 
 pub fn kind() -> Kind {
     let node = |name, body, verbs| Subresource { name, body, verbs, action: Action::Node };
     Kind {
+        strategy: Strategy::none().defaulting(pod_default::pod).preparing(prepare),
         subresources: vec![
             node("attach", Some(("", "v1", "PodAttachOptions")), &[Verb::Create, Verb::Get]),
             Subresource {
@@ -27,13 +30,73 @@ pub fn kind() -> Kind {
             },
             node("exec", Some(("", "v1", "PodExecOptions")), &[Verb::Create, Verb::Get]),
             node("log", None, &[Verb::Get]),
-            Subresource::status(Strategy::none()),
+            Subresource::status(Strategy::none().defaulting(pod_default::pod).preparing(prepare_status)),
         ],
         columns: pod_table::columns(),
         row: Box::new(pod_table::row),
         fields: Box::new(fields),
         grace: Some(Box::new(grace)),
         ..Kind::namespaced("", "v1", "Pod", "pods").short(&["po"]).categories(&["all"])
+    }
+}
+
+fn prepare(pod: &mut Value, old: Option<&Value>) {
+    let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
+    if !is_empty(&pod["spec"]["schedulingGates"]) {
+        let condition = json!({
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        });
+        set(&mut status, "conditions", json!([condition]));
+    }
+    keep_status(pod, old, &status);
+    generation(pod, old, spec_changed);
+}
+
+/// How the pod fares when memory is short.
+///
+/// Source: kubernetes `pkg/apis/core/v1/helper/qos/qos.go`.
+pub fn qos_class(pod: &Value) -> &'static str {
+    let amount = |container: &Value, list: &str, resource: &str| {
+        Quantity::from_json(&container["resources"][list][resource]).unwrap_or(Quantity::ZERO)
+    };
+    let mut classes =
+        ["initContainers", "containers"].into_iter().flat_map(|list| items(&pod["spec"][list])).flat_map(|container| {
+            ["cpu", "memory"].map(|resource| {
+                let (request, limit) = (amount(container, "requests", resource), amount(container, "limits", resource));
+                match (request == limit, request.is_zero()) {
+                    (false, _) => "Burstable",
+                    (true, true) => "BestEffort",
+                    (true, false) => "Guaranteed",
+                }
+            })
+        });
+    let first = classes.next().unwrap_or("BestEffort");
+    if classes.all(|class| class == first) { first } else { "Burstable" }
+}
+
+/// The node reports the status; it changes neither owners nor the class that was given at creation.
+fn prepare_status(pod: &mut Value, old: Option<&Value>) {
+    let Some(old) = old else { return };
+    only_status(pod, Some(old));
+    if let Some(metadata) = pod.get_mut("metadata") {
+        copy(metadata, "ownerReferences", &old["metadata"]);
+    }
+    let Some(status) = pod.get_mut("status") else { return };
+    for field in ["qosClass", "observedGeneration"] {
+        if is_empty(&status[field]) || status[field] == 0 {
+            copy(status, field, &old["status"]);
+        }
+    }
+    for condition in items_mut(status.get_mut("conditions")) {
+        let before = items(&old["status"]["conditions"]).iter().find(|before| before["type"] == condition["type"]);
+        if let Some(before) = before
+            && condition["observedGeneration"].is_null()
+        {
+            copy(condition, "observedGeneration", before);
+        }
     }
 }
 
@@ -64,8 +127,6 @@ fn grace(pod: &Value, asked: Option<i64>) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

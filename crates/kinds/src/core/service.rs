@@ -6,13 +6,19 @@ use api::field;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::core::{service_update, service_validation};
 use crate::kind::{Claim, Column, Kind, Strategy, Subresource};
 use crate::table;
 use crate::value::{items, number, text};
 
 pub fn kind() -> Kind {
     Kind {
-        subresources: vec![Subresource::status(Strategy::none())],
+        strategy: Strategy::none()
+            .defaulting(service_update::fill)
+            .preparing(service_update::prepare)
+            .validating(service_validation::validate)
+            .warning(service_validation::warnings),
+        subresources: vec![Subresource::status(Strategy::status())],
         columns: vec![
             Column::name(),
             Column::text("Type", "How the service is reached."),
@@ -35,7 +41,7 @@ pub fn kind() -> Kind {
     }
 }
 
-/// The addresses and node ports that belong to this service alone. TCP, UDP and SCTP number their ports separately.
+/// The addresses and node ports that belong to this service alone. Its own ports may share a node port.
 fn claims(service: &Value) -> Vec<Claim> {
     let spec = &service["spec"];
     let at = field::Path::new("spec");
@@ -48,7 +54,7 @@ fn claims(service: &Value) -> Vec<Claim> {
     }
     for (i, port) in items(&spec["ports"]).iter().enumerate() {
         let node_port = number(&port["nodePort"]);
-        let value = format!("{node_port}-{}", text(&port["protocol"]));
+        let value = node_port.to_string();
         if node_port > 0 && claims.iter().all(|claim| claim.value != value) {
             let field = at.child("ports").index(i).child("nodePort");
             claims.push(Claim { pool: "node-ports", value, field });

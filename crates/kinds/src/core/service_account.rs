@@ -5,11 +5,13 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Action, Column, Kind, Subresource, Verb};
+use crate::kind::{Action, Column, Kind, Strategy, Subresource, Verb};
 use crate::table;
+use crate::value::items_mut;
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(|_| ()).preparing(|account, _| keep_names(account)),
         subresources: vec![Subresource {
             name: "token",
             body: Some(("authentication.k8s.io", "v1", "TokenRequest")),
@@ -19,6 +21,13 @@ pub fn kind() -> Kind {
         columns: vec![Column::name(), Column::age()],
         row: Box::new(row),
         ..Kind::namespaced("", "v1", "ServiceAccount", "serviceaccounts").short(&["sa"])
+    }
+}
+
+/// Of the secrets only the names count.
+fn keep_names(account: &mut Value) {
+    for secret in items_mut(account.get_mut("secrets")) {
+        *secret = json!({"name": secret["name"]});
     }
 }
 

@@ -5,12 +5,14 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Kind};
+use crate::kind::{Column, Kind, Strategy};
+use crate::strategy::{generation, same};
 use crate::table;
-use crate::value::{items, text};
+use crate::value::{default, items, items_mut, remove, text};
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(fill).preparing(prepare),
         columns: vec![
             Column::name(),
             Column::text("AddressType", "IPv4, IPv6 or FQDN."),
@@ -20,6 +22,25 @@ pub fn kind() -> Kind {
         ],
         row: Box::new(row),
         ..Kind::namespaced("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
+    }
+}
+
+fn fill(slice: &mut Value) {
+    for port in items_mut(slice.get_mut("ports")) {
+        default(port, "name", "");
+        default(port, "protocol", "TCP");
+    }
+}
+
+fn prepare(slice: &mut Value, old: Option<&Value>) {
+    generation(slice, old, |new, old| {
+        let fields = ["addressType", "endpoints", "ports"];
+        fields.iter().any(|&field| !same(&new[field], &old[field]))
+            || !same(&new["metadata"]["labels"], &old["metadata"]["labels"])
+    });
+    // Of the beta version; `nodeName` and `zone` took its place.
+    for endpoint in items_mut(slice.get_mut("endpoints")) {
+        remove(endpoint, "deprecatedTopology");
     }
 }
 

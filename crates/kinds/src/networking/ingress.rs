@@ -6,12 +6,14 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::kind::{Column, Kind, Strategy, Subresource};
+use crate::strategy::{generation, keep_status, spec_changed};
 use crate::table;
 use crate::value::{is_empty, items, text};
 
 pub fn kind() -> Kind {
     Kind {
-        subresources: vec![Subresource::status(Strategy::none())],
+        strategy: Strategy::none().defaulting(|_| ()).preparing(prepare),
+        subresources: vec![Subresource::status(Strategy::status())],
         columns: vec![
             Column::name(),
             Column::text("Class", "The ingress class, which says who serves it."),
@@ -23,6 +25,11 @@ pub fn kind() -> Kind {
         row: Box::new(row),
         ..Kind::namespaced("networking.k8s.io", "v1", "Ingress", "ingresses").short(&["ing"])
     }
+}
+
+fn prepare(ingress: &mut Value, old: Option<&Value>) {
+    keep_status(ingress, old, &json!({"loadBalancer": {}}));
+    generation(ingress, old, spec_changed);
 }
 
 fn row(ingress: &Value, now: Timestamp) -> Vec<Value> {

@@ -5,12 +5,14 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Kind};
+use crate::kind::{Column, Kind, Strategy};
+use crate::strategy::{generation, spec_changed};
 use crate::table;
-use crate::value::text;
+use crate::value::{default, object, text};
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(fill).preparing(|class, old| generation(class, old, spec_changed)),
         columns: vec![
             Column::name(),
             Column::text("Controller", "The controller that serves this class."),
@@ -19,6 +21,12 @@ pub fn kind() -> Kind {
         ],
         row: Box::new(row),
         ..Kind::cluster("networking.k8s.io", "v1", "IngressClass", "ingressclasses")
+    }
+}
+
+fn fill(class: &mut Value) {
+    if let Some(parameters) = object(class, "spec").and_then(|spec| spec.get_mut("parameters")) {
+        default(parameters, "scope", "Cluster");
     }
 }
 

@@ -2,8 +2,12 @@
 //!
 //! Source: kubernetes `pkg/registry/rbac/clusterrole/strategy.go`.
 
-use crate::kind::Kind;
+use crate::kind::{Kind, Strategy};
 
 pub fn kind() -> Kind {
-    Kind { create_on_update: true, ..Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles") }
+    Kind {
+        strategy: Strategy::none().defaulting(|_| ()),
+        create_on_update: true,
+        ..Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles")
+    }
 }

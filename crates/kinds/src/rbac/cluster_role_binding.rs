@@ -2,11 +2,12 @@
 //!
 //! Source: kubernetes `pkg/registry/rbac/clusterrolebinding/strategy.go`.
 
-use super::role_binding::{columns, row};
-use crate::kind::Kind;
+use super::role_binding::{columns, fill, row};
+use crate::kind::{Kind, Strategy};
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(fill),
         columns: columns(),
         row: Box::new(row),
         create_on_update: true,

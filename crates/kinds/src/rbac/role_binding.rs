@@ -5,16 +5,30 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Kind};
+use crate::kind::{Column, Kind, Strategy};
 use crate::table;
-use crate::value::{items, text};
+use crate::value::{default_text, items, items_mut, text};
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none().defaulting(fill),
         columns: columns(),
         row: Box::new(row),
         create_on_update: true,
         ..Kind::namespaced("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
+    }
+}
+
+/// Users and groups belong to this group, as roles do; service accounts to the core group.
+pub(super) fn fill(binding: &mut Value) {
+    const GROUP: &str = "rbac.authorization.k8s.io";
+    if let Some(role) = binding.get_mut("roleRef") {
+        default_text(role, "apiGroup", GROUP);
+    }
+    for subject in items_mut(binding.get_mut("subjects")) {
+        if matches!(text(&subject["kind"]), "User" | "Group") {
+            default_text(subject, "apiGroup", GROUP);
+        }
     }
 }
 

@@ -5,12 +5,16 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kind::{Column, Kind};
+use crate::kind::{Column, Kind, Strategy};
+use crate::strategy::generation;
 use crate::table;
-use crate::value::{flag, number, text};
+use crate::value::{default, flag, number, text};
 
 pub fn kind() -> Kind {
     Kind {
+        strategy: Strategy::none()
+            .defaulting(|class| default(class, "preemptionPolicy", "PreemptLowerPriority"))
+            .preparing(|class, old| generation(class, old, |_, _| false)),
         columns: vec![
             Column::name(),
             Column::number("Value", "The priority that pods of this class get."),
