@@ -4,10 +4,12 @@
 
 pub mod cidr;
 pub mod field;
+pub mod json;
 pub mod key;
 pub mod meta;
 pub mod names;
 pub mod object;
 pub mod quantity;
+pub mod schema;
 pub mod selector;
 pub mod status;

@@ -27,7 +27,7 @@ import subprocess
 
 RELEASE = {"k8s.io/kubernetes": "v1.37.2", "k8s.io/api": "v0.37.2", "k8s.io/apimachinery": "v0.37.2"}
 DOCUMENTS = """
-    api__v1 apis__apps__v1 apis__authentication.k8s.io__v1 apis__authorization.k8s.io__v1 apis__autoscaling__v1
+    api apis api__v1 apis__apps__v1 apis__authentication.k8s.io__v1 apis__authorization.k8s.io__v1 apis__autoscaling__v1
     apis__coordination.k8s.io__v1 apis__discovery.k8s.io__v1 apis__events.k8s.io__v1 apis__networking.k8s.io__v1
     apis__policy__v1 apis__rbac.authorization.k8s.io__v1 apis__scheduling.k8s.io__v1
 """.split()

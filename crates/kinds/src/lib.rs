@@ -10,6 +10,7 @@ mod place;
 pub mod rbac;
 pub mod review;
 pub mod scheduling;
+pub mod schema;
 mod strategy;
 mod table;
 mod value;
