@@ -1,0 +1,72 @@
+//! The nodes and what is placed on them: bound pods, and pods assumed to be bound because their binding was sent.
+//!
+//! Source: kubernetes `pkg/scheduler/backend/cache/cache.go`.
+
+use std::collections::BTreeMap;
+
+use crate::facts::{NodeFacts, NodeState, PodFacts};
+
+#[derive(Debug, Default)]
+pub struct Cluster {
+    nodes: BTreeMap<String, NodeState>,
+    /// Pods on nodes that are not known, or not any more.
+    unknown: BTreeMap<String, NodeState>,
+    /// The node of each placed pod, by uid.
+    places: BTreeMap<String, String>,
+}
+
+impl Cluster {
+    pub fn nodes(&self) -> &BTreeMap<String, NodeState> {
+        &self.nodes
+    }
+
+    /// Adds or changes a node; returns whether a pod that fitted nowhere may fit now.
+    pub fn set_node(&mut self, facts: NodeFacts) -> bool {
+        let unknown = &mut self.unknown;
+        let name = facts.name.clone();
+        let state = self.nodes.entry(name.clone()).or_insert_with(|| unknown.remove(&name).unwrap_or_default());
+        let changed = state.facts != facts;
+        state.facts = facts;
+        changed
+    }
+
+    pub fn remove_node(&mut self, name: &str) {
+        if let Some(mut state) = self.nodes.remove(name) {
+            state.facts = NodeFacts::default();
+            self.unknown.insert(name.to_owned(), state);
+        }
+    }
+
+    /// Places a pod on a node; returns whether it needs less, or leaves another node, so that others may fit now.
+    pub fn place(&mut self, pod: PodFacts, node: &str) -> bool {
+        let moved = self.places.get(&pod.uid).is_some_and(|place| place != node);
+        if moved {
+            self.remove(&pod.uid);
+        }
+        self.places.insert(pod.uid.clone(), node.to_owned());
+        let state = match self.nodes.get_mut(node) {
+            Some(state) => state,
+            None => self.unknown.entry(node.to_owned()).or_default(),
+        };
+        let shrank = state.pods.get(&pod.uid).is_some_and(|before| {
+            before.ports != pod.ports || before.requests.iter().any(|(name, amount)| pod.requests.get(name) < amount)
+        });
+        state.place(pod);
+        moved || shrank
+    }
+
+    /// Takes a pod off its node; returns whether it was on one.
+    pub fn remove(&mut self, uid: &str) -> bool {
+        let Some(node) = self.places.remove(uid) else { return false };
+        if let Some(state) = self.nodes.get_mut(&node) {
+            return state.remove(uid).is_some();
+        }
+        if let Some(state) = self.unknown.get_mut(&node) {
+            state.remove(uid);
+            if state.pods.is_empty() {
+                self.unknown.remove(&node);
+            }
+        }
+        false
+    }
+}

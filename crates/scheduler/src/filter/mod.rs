@@ -1,0 +1,47 @@
+//! Filters: whether a pod may run on a node, and if not, why.
+//!
+//! They run in this order, and the first that refuses gives the node's reason.
+//! Source: kubernetes `pkg/scheduler/apis/config/v1/default_plugins.go`.
+
+use crate::facts::{NodeState, PodFacts};
+
+pub mod node_affinity;
+pub mod node_name;
+pub mod node_ports;
+pub mod node_resources_fit;
+pub mod node_unschedulable;
+pub mod taint_toleration;
+
+/// Why a node was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reasons: Vec<String>,
+    /// Whether removing less important pods from the node could help.
+    pub is_resolvable: bool,
+}
+
+impl Refusal {
+    /// Nothing that happens to other pods changes it.
+    fn firm(reason: &str) -> Self {
+        Self { reasons: vec![reason.to_owned()], is_resolvable: false }
+    }
+}
+
+type Filter = fn(&PodFacts, &NodeState) -> Result<(), Refusal>;
+
+const ALL: &[Filter] = &[
+    node_unschedulable::filter,
+    node_name::filter,
+    taint_toleration::filter,
+    node_affinity::filter,
+    node_ports::filter,
+    node_resources_fit::filter,
+];
+
+/// Runs all filters.
+///
+/// # Errors
+/// The first refusal.
+pub fn run(pod: &PodFacts, node: &NodeState) -> Result<(), Refusal> {
+    ALL.iter().try_for_each(|filter| filter(pod, node))
+}

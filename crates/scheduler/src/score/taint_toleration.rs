@@ -1,0 +1,13 @@
+//! Nodes with fewer `PreferNoSchedule` taints that the pod does not tolerate are better.
+//!
+//! Source: kubernetes `plugins/tainttoleration/taint_toleration.go`.
+
+use crate::facts::{NodeState, PodFacts};
+use crate::filter::taint_toleration::tolerates;
+
+/// How many taints of the node would rather keep the pod away.
+pub fn intolerable(pod: &PodFacts, node: &NodeState) -> i64 {
+    let advising = node.facts.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
+    let resented = advising.filter(|taint| !pod.tolerations.iter().any(|toleration| tolerates(toleration, taint)));
+    resented.count().try_into().unwrap_or(i64::MAX)
+}

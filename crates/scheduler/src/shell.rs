@@ -1,0 +1,293 @@
+//! Feeds the cluster's state and the queue, decides one pod after the other, and sends bindings without waiting for them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::key::Key;
+use api::object::Object;
+use api::status::Status;
+use client::events::{Recorder, Severity, reference};
+use client::informer::{Delta, Informer, Informers, subscribe};
+use client::{Client, Clock, PatchType, Resource};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::cluster::Cluster;
+use crate::facts::{NodeFacts, PodFacts};
+use crate::queue::Queue;
+use crate::schedule::schedule;
+
+/// Bindings that are under way at once.
+const BINDINGS: usize = 64;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Decisions between two looks at what changed.
+const DECISIONS: usize = 32;
+/// Events longer than this are cut. Source: `schedule_one.go`, `truncateMessage`.
+const NOTE_MAX: usize = 1024;
+
+pub async fn run(client: Client, clock: Clock, cancel: CancellationToken) {
+    let mut informers = Informers::new(&cancel);
+    let pods = informers.start(&client, Resource::of::<Pod>().everywhere(), &[]);
+    let nodes = informers.start(&client, Resource::of::<Node>().everywhere(), &[]);
+    let mut recorders = JoinSet::new();
+    let recorder =
+        Recorder::start(client.clone(), "default-scheduler", "", clock.clone(), &mut recorders, cancel.clone());
+    let mut shell = Shell {
+        client,
+        clock,
+        recorder,
+        pods,
+        cluster: Cluster::default(),
+        queue: Queue::default(),
+        waiting: BTreeMap::new(),
+        bindings: JoinSet::new(),
+        reports: JoinSet::new(),
+    };
+    cancel.run_until_cancelled(shell.work(&nodes)).await;
+    shell.bindings.shutdown().await;
+    shell.reports.shutdown().await;
+    recorders.shutdown().await;
+    informers.stop().await;
+}
+
+struct Shell {
+    client: Client,
+    clock: Clock,
+    recorder: Recorder,
+    pods: Informer,
+    cluster: Cluster,
+    queue: Queue,
+    /// The pods without a node that are ours to place.
+    waiting: BTreeMap<Key, PodFacts>,
+    bindings: JoinSet<Binding>,
+    /// Writes of pod conditions.
+    reports: JoinSet<()>,
+}
+
+/// How a binding ended.
+struct Binding {
+    key: Key,
+    pod: PodFacts,
+    node: String,
+    result: Result<(), Status>,
+}
+
+impl Shell {
+    async fn work(&mut self, nodes: &Informer) {
+        if nodes.synced().await.is_err() || self.pods.synced().await.is_err() {
+            return;
+        }
+        let mut changes = subscribe([nodes, &self.pods]);
+        loop {
+            let deadline = self.queue.next_deadline();
+            let may_decide = self.queue.is_ready() && self.bindings.len() < BINDINGS;
+            tokio::select! {
+                biased;
+                deltas = changes.next() => self.apply_all(&deltas),
+                Some(ended) = self.bindings.join_next() => match ended {
+                    Ok(binding) => self.bound(binding),
+                    Err(error) => warn!(%error, "a binding was lost"),
+                },
+                Some(_) = self.reports.join_next() => {}
+                () = std::future::ready(()), if may_decide => self.decide_some(),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.decide_some(),
+            }
+        }
+    }
+
+    fn apply_all(&mut self, deltas: &[Delta]) {
+        let mut may_help = false;
+        for delta in deltas {
+            may_help |= match &*delta.key.group_resource().resource {
+                "nodes" => self.apply_node(delta),
+                _ => self.apply_pod(delta),
+            };
+        }
+        if may_help {
+            self.queue.wake(Instant::now());
+        }
+    }
+
+    /// Returns whether a pod that fitted nowhere may fit now.
+    fn apply_node(&mut self, delta: &Delta) -> bool {
+        match &delta.new {
+            Some(node) => decode::<Node>(node).is_some_and(|node| self.cluster.set_node(NodeFacts::new(&node))),
+            None => {
+                self.cluster.remove_node(delta.key.name());
+                false
+            }
+        }
+    }
+
+    /// Returns whether a pod that fitted nowhere may fit now.
+    fn apply_pod(&mut self, delta: &Delta) -> bool {
+        let key = &delta.key;
+        let new = delta.new.as_ref().and_then(|pod| decode::<Pod>(pod));
+        let replaced = delta
+            .old
+            .as_ref()
+            .filter(|old| new.as_ref().is_none_or(|new| new.metadata.uid.as_ref() != Some(&old.meta().uid)));
+        let mut freed = false;
+        if let Some(gone) = replaced {
+            freed = self.cluster.remove(&gone.meta().uid);
+            self.forget(key);
+        }
+        let Some(pod) = new else { return freed };
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let facts = PodFacts::new(&pod);
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            self.forget(key);
+            return self.cluster.remove(&facts.uid) || freed;
+        }
+        if let Some(node) = facts.node.clone() {
+            self.forget(key);
+            return self.cluster.place(facts, &node) || freed;
+        }
+        let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        let is_ours = scheduler.is_none_or(|name| name == "default-scheduler");
+        if !is_ours || pod.metadata.deletion_timestamp.is_some() {
+            self.forget(key);
+            return freed;
+        }
+        if !facts.gates.is_empty() {
+            self.forget(key);
+            self.report(key, &facts, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates");
+            return freed;
+        }
+        if self.waiting.get(key) != Some(&facts) {
+            self.queue.add(key, facts.priority);
+            self.waiting.insert(key.clone(), facts);
+        }
+        freed
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.queue.remove(key);
+        self.waiting.remove(key);
+    }
+
+    fn decide_some(&mut self) {
+        for _ in 0..DECISIONS {
+            if self.bindings.len() >= BINDINGS {
+                return;
+            }
+            let now = Instant::now();
+            let Some(key) = self.queue.take(now) else { return };
+            let Some(pod) = self.waiting.get(&key).cloned() else { continue };
+            match schedule(&pod, self.cluster.nodes()) {
+                Ok(node) => self.bind(key, pod, node),
+                Err(message) => {
+                    debug!(pod = %pod.full_name(), message, "fits nowhere");
+                    self.queue.unschedulable(&key, now);
+                    self.failed(&key, &pod, "Unschedulable", &message);
+                }
+            }
+        }
+    }
+
+    /// Assumes that the pod runs on the node from now on, and sends the binding.
+    fn bind(&mut self, key: Key, pod: PodFacts, node: String) {
+        self.cluster.place(pod.clone(), &node);
+        let client = self.client.clone();
+        self.bindings.spawn(async move {
+            let body = json!({
+                "apiVersion": "v1",
+                "kind": "Binding",
+                "metadata": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid},
+                "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+            });
+            let pods = Resource::of::<Pod>();
+            let request = client.post(&pods, &pod.namespace, &pod.name, "binding", body);
+            let result = timeout(REQUEST_TIMEOUT, request).await;
+            let result = result.unwrap_or_else(|_| Err(Status::timeout("no answer to the binding"))).map(drop);
+            Binding { key, pod, node, result }
+        });
+    }
+
+    fn bound(&mut self, ended: Binding) {
+        let Binding { key, pod, node, result } = ended;
+        let error = match result {
+            Ok(()) => {
+                let message = format!("Successfully assigned {} to {node}", pod.full_name());
+                self.recorder.event(&about(&pod), Severity::Normal, "Scheduled", message);
+                return;
+            }
+            Err(error) => error,
+        };
+        let in_view = self.pods.view().get(&key).is_some_and(|found| found.meta().uid == pod.uid);
+        let still_waits = self.waiting.get(&key).is_some_and(|waiting| waiting.uid == pod.uid);
+        if still_waits {
+            self.cluster.remove(&pod.uid);
+            self.queue.wake(Instant::now());
+        }
+        if error.is_not_found() || !in_view || !still_waits {
+            debug!(pod = %pod.full_name(), %error, "gone before it was bound");
+            return;
+        }
+        self.queue.failed(&key, Instant::now());
+        self.failed(&key, &pod, "SchedulerError", &error.message);
+    }
+
+    fn failed(&mut self, key: &Key, pod: &PodFacts, reason: &'static str, message: &str) {
+        let end = (0..=NOTE_MAX.min(message.len())).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        self.recorder.event(&about(pod), Severity::Warning, "FailedScheduling", &message[..end]);
+        self.report(key, pod, reason, message);
+    }
+
+    /// Sets the pod's `PodScheduled` condition to false, unless it says the same already.
+    fn report(&mut self, key: &Key, pod: &PodFacts, reason: &'static str, message: &str) {
+        let current = self.pods.view().get(key).and_then(|pod| decode::<Pod>(pod)).and_then(|pod| pod.status);
+        let current = current.and_then(|status| status.conditions).unwrap_or_default();
+        let current = current.into_iter().find(|condition| condition.type_ == "PodScheduled");
+        let said = current.as_ref().is_some_and(|condition| {
+            let same = condition.reason.as_deref() == Some(reason) && condition.message.as_deref() == Some(message);
+            same && condition.status == "False" && condition.observed_generation == pod.generation
+        });
+        if said {
+            return;
+        }
+        let since = current
+            .filter(|condition| condition.status == "False")
+            .and_then(|condition| condition.last_transition_time);
+        let since = since.unwrap_or(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time((self.clock)()));
+        let condition = json!({
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": reason,
+            "message": message,
+            "observedGeneration": pod.generation,
+            "lastTransitionTime": since,
+        });
+        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
+        let (client, pod) = (self.client.clone(), pod.clone());
+        self.reports.spawn(async move {
+            let pods = Resource::of::<Pod>();
+            let request =
+                client.patch_object(&pods, &pod.namespace, &pod.name, Some("status"), PatchType::Strategic, patch);
+            match timeout(REQUEST_TIMEOUT, request).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) if error.is_not_found() || error.is_conflict() => {}
+                Ok(Err(error)) => warn!(pod = %pod.full_name(), %error, "could not set the pod's condition"),
+                Err(_) => warn!(pod = %pod.full_name(), "no answer to a pod's condition"),
+            }
+        });
+    }
+}
+
+fn about(pod: &PodFacts) -> ObjectReference {
+    let meta = api::meta::Meta {
+        name: pod.name.clone(),
+        namespace: pod.namespace.clone(),
+        uid: pod.uid.clone(),
+        ..api::meta::Meta::default()
+    };
+    reference("v1", "Pod", &meta)
+}
+
+fn decode<K: client::typed::Typed>(object: &Object) -> Option<K> {
+    object.decode().inspect_err(|error| warn!(key = %object.key(), %error, "could not decode, ignored")).ok()
+}
