@@ -1,0 +1,350 @@
+//! The pass that brings a pod up and keeps it up. Source: kuberuntime_manager.go, `computePodActions` and `SyncPod`.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::container::{Role, Running, State, should_restart, restarts_on_probe_failure};
+use super::{Effect, Exit, Machine, ProbeKind, Sandbox, Started, Volumes, after};
+use crate::backoff::go_duration;
+
+/// Between attempts that failed for a reason that may pass. Source: pod_workers.go, `backOffPeriod`.
+pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// How long ErrImagePull is shown before it becomes ImagePullBackOff.
+const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(2);
+
+impl Machine {
+    pub(super) fn advance_start(&mut self, now: Timestamp) {
+        self.wake_for_active_deadline();
+        self.ensure_volumes(now);
+        self.ensure_sandbox(now);
+        if self.volumes != Volumes::Ready {
+            return;
+        }
+        if self.sandbox == Sandbox::Ready {
+            self.resume_probes();
+            self.start_containers(now);
+            self.advance_stopping_containers(now);
+        }
+    }
+
+    fn ensure_volumes(&mut self, now: Timestamp) {
+        match self.volumes {
+            Volumes::Failed { retry_at } if retry_at > now => self.wake(retry_at),
+            Volumes::None | Volumes::Failed { .. } => {
+                self.volumes = Volumes::Mounting;
+                self.out.push(Effect::MountVolumes);
+            }
+            Volumes::Mounting | Volumes::Ready | Volumes::Unmounting | Volumes::Gone => {}
+        }
+    }
+
+    fn ensure_sandbox(&mut self, now: Timestamp) {
+        match self.sandbox {
+            Sandbox::Failed { retry_at } if retry_at > now => self.wake(retry_at),
+            Sandbox::None | Sandbox::Failed { .. } => {
+                self.sandbox = Sandbox::Creating;
+                self.out.push(Effect::CreateSandbox);
+            }
+            Sandbox::Creating | Sandbox::Ready | Sandbox::Removing | Sandbox::Gone => {}
+        }
+    }
+
+    /// After adoption, probes of running containers begin again. A container is probed from its start, once.
+    fn resume_probes(&mut self) {
+        if self.resumed {
+            return;
+        }
+        self.resumed = true;
+        for index in 0..self.slots.len() {
+            if self.slots[index].is_running() {
+                self.probe_from_start(index);
+            }
+        }
+    }
+
+    fn start_containers(&mut self, now: Timestamp) {
+        let initialized = self.slots.iter().any(|slot| slot.role == Role::Main && slot.has_started());
+        for index in 0..self.slots.len() {
+            match self.slots[index].role {
+                Role::Init if initialized || self.slots[index].succeeded() => {}
+                Role::Init => {
+                    self.want_running(index, now);
+                    return;
+                }
+                Role::Sidecar => {
+                    self.want_running(index, now);
+                    if !initialized && !self.slots[index].started {
+                        return;
+                    }
+                }
+                Role::Main => {
+                    self.want_running(index, now);
+                    // One after the other: a postStart hook holds up the containers behind it.
+                    if self.slots[index].is_in_flight() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts a container that is idle, unless its policy or a back-off forbids it.
+    fn want_running(&mut self, index: usize, now: Timestamp) {
+        if self.slots[index].state != State::Idle || !self.may_start(index) || self.backs_off(index, now) {
+            return;
+        }
+        let slot = &self.slots[index];
+        if let Some(retry_at) = slot.retry_at.filter(|at| *at > now) {
+            self.wake(retry_at);
+            return;
+        }
+        if self.pull_backs_off(index, now) {
+            return;
+        }
+        let slot = &mut self.slots[index];
+        slot.retry_at = None;
+        slot.state = State::Pulling;
+        let container = slot.name.clone();
+        self.out.push(Effect::EnsureImage { container });
+    }
+
+    /// Whether policy lets the container run (again).
+    pub(crate) fn may_start(&self, index: usize) -> bool {
+        let slot = &self.slots[index];
+        let (Some(container), Some(spec)) = (self.container(&slot.name), self.pod.spec.as_ref()) else { return false };
+        if slot.stale {
+            // A new sandbox starts everything over, but not what must run only once and did.
+            let policy = container.restart_policy.as_deref().or(spec.restart_policy.as_deref());
+            let done = slot.exit.as_ref().is_some_and(|exit| exit.code == 0);
+            return match policy {
+                Some("Never") => slot.role != Role::Main,
+                Some("OnFailure") => !done || slot.role != Role::Main,
+                _ => true,
+            };
+        }
+        match slot.current_exit() {
+            None => true,
+            Some(exit) => slot.restart.unwrap_or_else(|| should_restart(container, spec, slot.role, exit.code)),
+        }
+    }
+
+    /// Source: kuberuntime_manager.go, `doBackOff`.
+    fn backs_off(&mut self, index: usize, now: Timestamp) -> bool {
+        let slot = &self.slots[index];
+        let Some(since) = slot.current_exit().map(|exit| exit.finished_at.unwrap_or(now)) else { return false };
+        let Some(until) = slot.restarts.until(since, now) else { return false };
+        let (name, delay) = (slot.name.clone(), go_duration(slot.restarts.delay()));
+        let new = slot.waiting.as_ref().is_none_or(|waiting| waiting.reason != "CrashLoopBackOff");
+        if new {
+            let pod = self.pod_text();
+            let message = format!("Back-off restarting failed container {name} in pod {pod}");
+            self.record(true, "BackOff", message, Some(&name));
+            self.wait(index, "CrashLoopBackOff", format!("back-off {delay} restarting failed container={name} pod={pod}"));
+        }
+        self.wake(until);
+        true
+    }
+
+    fn pull_backs_off(&mut self, index: usize, now: Timestamp) -> bool {
+        let slot = &self.slots[index];
+        let Some(failed_at) = slot.pull_failed_at else { return false };
+        let Some(until) = slot.pulls.until(failed_at, now) else { return false };
+        let flip_at = after(failed_at, PULL_ERROR_SHOWN);
+        let shown = slot.waiting.as_ref().is_some_and(|waiting| waiting.reason == "ImagePullBackOff");
+        if !shown && now >= flip_at {
+            let name = slot.name.clone();
+            let image = self.container(&name).and_then(|container| container.image.clone()).unwrap_or_default();
+            let message = format!("Back-off pulling image {image:?}");
+            let detail = format!("{message}: {}", slot.pull_error);
+            self.record(false, "BackOff", message, Some(&name));
+            self.wait(index, "ImagePullBackOff", detail);
+        } else if !shown {
+            self.wake(flip_at);
+        }
+        self.wake(until);
+        true
+    }
+
+    pub(super) fn image_ready(&mut self, name: &str, image_id: String, now: Timestamp) {
+        let Some(index) = self.index(name) else { return };
+        let slot = &mut self.slots[index];
+        if slot.state != State::Pulling {
+            return;
+        }
+        slot.pulls.reset();
+        slot.pull_failed_at = None;
+        if self.stop.is_some() {
+            slot.state = State::Idle;
+            return;
+        }
+        slot.image_id = Some(image_id);
+        if let Some(exit) = slot.current_exit() {
+            let since = exit.finished_at.unwrap_or(now);
+            slot.restarts.next(since, now);
+        }
+        slot.state = State::Starting;
+        let attempt = slot.attempt.map_or(0, |attempt| attempt + 1);
+        self.out.push(Effect::StartContainer { container: name.to_owned(), attempt });
+    }
+
+    pub(super) fn image_failed(&mut self, name: &str, reason: String, message: String, now: Timestamp) {
+        let Some(index) = self.index(name) else { return };
+        let slot = &mut self.slots[index];
+        if slot.state != State::Pulling {
+            return;
+        }
+        slot.state = State::Idle;
+        if reason == "ErrImagePull" {
+            let since = slot.pull_failed_at.unwrap_or(now);
+            slot.pulls.next(since, now);
+            slot.pull_failed_at = Some(now);
+            slot.pull_error = format!("{reason}: {message}");
+        } else {
+            slot.retry_at = Some(after(now, RETRY));
+        }
+        self.record(true, "Failed", format!("Error: {reason}"), Some(name));
+        self.wait(index, &reason, message);
+    }
+
+    pub(super) fn started(&mut self, started: Started) {
+        let Some(index) = self.index(&started.container) else { return };
+        let image = self.container(&started.container).and_then(|container| container.image.clone());
+        let hook = self
+            .container(&started.container)
+            .and_then(|container| container.lifecycle.as_ref())
+            .is_some_and(|lifecycle| lifecycle.post_start.is_some());
+        self.begin_run(index, &started.id);
+        let slot = &mut self.slots[index];
+        slot.image = image;
+        slot.user = started.user;
+        slot.waiting = None;
+        slot.state = State::Running(Running { started_at: started.at, hook, stopping: None });
+        if self.stop.is_some() {
+            return;
+        }
+        if hook {
+            self.out.push(Effect::PostStart { container: started.container, id: started.id });
+        } else {
+            self.probe_from_start(index);
+        }
+    }
+
+    /// Counts a run that was created, and lets its successor wait longer.
+    fn begin_run(&mut self, index: usize, id: &str) {
+        let slot = &mut self.slots[index];
+        slot.attempt = Some(slot.attempt.map_or(0, |attempt| attempt + 1));
+        slot.id = Some(id.to_owned());
+        slot.restart = None;
+        slot.stale = false;
+        (slot.started, slot.ready) = (false, false);
+    }
+
+    pub(super) fn start_failed(
+        &mut self,
+        name: &str,
+        reason: String,
+        message: String,
+        exit: Option<Exit>,
+        now: Timestamp,
+    ) {
+        let Some(index) = self.index(name) else { return };
+        self.record(true, "Failed", format!("Error: {message}"), Some(name));
+        self.slots[index].state = State::Idle;
+        match exit {
+            Some(exit) => {
+                self.begin_run(index, &exit.id.clone());
+                self.end_run(index, exit);
+            }
+            None => self.slots[index].retry_at = Some(after(now, RETRY)),
+        }
+        if self.may_start(index) {
+            self.wait(index, &reason, message);
+        }
+    }
+
+    pub(super) fn post_start_done(&mut self, name: &str, id: &str, failed: Option<String>, now: Timestamp) {
+        let Some(index) = self.index_of_run(name, id) else { return };
+        let Some(running) = self.slots[index].running().filter(|running| running.hook) else { return };
+        running.hook = false;
+        if running.stopping.is_some() {
+            return;
+        }
+        match failed {
+            None => self.probe_from_start(index),
+            Some(_) => {
+                self.record(true, "FailedPostStartHook", "PostStartHook failed".to_owned(), Some(name));
+                self.stop_for_restart(index, "FailedPostStartHook".to_owned(), None, true, now);
+                if let Some(stopping) = self.slots[index].running().and_then(|running| running.stopping.as_mut()) {
+                    stopping.restart = None;
+                }
+            }
+        }
+    }
+
+    /// The container runs: its startup probe decides when the others begin.
+    fn probe_from_start(&mut self, index: usize) {
+        let slot = &self.slots[index];
+        let startup = self.container(&slot.name).is_some_and(|container| container.startup_probe.is_some());
+        if slot.role == Role::Init {
+            self.slots[index].started = true;
+        } else if startup && !slot.started {
+            self.start_probe(index, ProbeKind::Startup);
+        } else {
+            self.has_started_up(index);
+        }
+    }
+
+    fn has_started_up(&mut self, index: usize) {
+        let slot = &self.slots[index];
+        let Some(container) = self.container(&slot.name) else { return };
+        let (readiness, liveness) = (container.readiness_probe.is_some(), container.liveness_probe.is_some());
+        self.slots[index].started = true;
+        if !readiness {
+            self.slots[index].ready = true;
+        } else {
+            self.start_probe(index, ProbeKind::Readiness);
+        }
+        if liveness {
+            self.start_probe(index, ProbeKind::Liveness);
+        }
+    }
+
+    fn start_probe(&mut self, index: usize, kind: ProbeKind) {
+        let slot = &self.slots[index];
+        if let (State::Running(running), Some(id)) = (&slot.state, &slot.id) {
+            let (container, id) = (slot.name.clone(), id.clone());
+            self.out.push(Effect::StartProbe { container, id, kind, started_at: running.started_at });
+        }
+    }
+
+    pub(super) fn probed(&mut self, name: &str, id: &str, kind: ProbeKind, healthy: bool, now: Timestamp) {
+        let Some(index) = self.index_of_run(name, id) else { return };
+        if !self.slots[index].is_running() {
+            return;
+        }
+        match (kind, healthy) {
+            (ProbeKind::Readiness, ready) => self.slots[index].ready = ready,
+            (ProbeKind::Startup, true) => {
+                if !self.slots[index].started {
+                    self.has_started_up(index);
+                }
+            }
+            (ProbeKind::Liveness, true) => {}
+            (ProbeKind::Startup | ProbeKind::Liveness, false) => self.probe_failed(index, kind, now),
+        }
+    }
+
+    fn probe_failed(&mut self, index: usize, kind: ProbeKind, now: Timestamp) {
+        let slot = &self.slots[index];
+        if self.stop.is_some() || slot.is_stopping() {
+            return;
+        }
+        let (Some(container), Some(spec)) = (self.container(&slot.name), self.pod.spec.as_ref()) else { return };
+        let restart = restarts_on_probe_failure(container, spec, slot.role);
+        let what = if kind == ProbeKind::Startup { "startup" } else { "liveness" };
+        let mut message = format!("Container {} failed {what} probe", slot.name);
+        if restart {
+            message.push_str(", will be restarted");
+        }
+        self.stop_for_restart(index, message, Some(kind), restart, now);
+    }
+}
