@@ -18,6 +18,7 @@ use crate::shell::{Controller, Setting};
 
 pub mod action;
 pub mod claim;
+pub mod deployment;
 pub mod indexes;
 pub mod pod;
 pub mod pod_rank;
@@ -101,6 +102,7 @@ pub async fn run(config: Config, cancel: CancellationToken) {
 
 fn controllers_of(config: &Config) -> Vec<Arc<dyn Controller>> {
     vec![
+        Arc::new(deployment::Deployments),
         Arc::new(replica_set::ReplicaSets),
         Arc::new(service_account::ServiceAccounts),
         Arc::new(root_ca::RootCas { root_ca: config.root_ca.clone() }),

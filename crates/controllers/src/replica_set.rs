@@ -50,16 +50,20 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
         pod::is_terminating(pod) && is_controlled_by(&pod.metadata, &set.metadata) && selector.matches(&labels)
     });
     let status = status(observed, &active, terminating.count());
-    if set.metadata.deletion_timestamp.is_none() {
-        actions.extend(replicate(observed, &active));
-    }
-    if set.status.as_ref() != Some(&status) {
-        let set = ReplicaSet { status: Some(status.clone()), ..set.clone() };
-        actions.push(Action::Update {
-            of: Resource::of::<ReplicaSet>(),
-            subresource: Some("status"),
-            object: json!(set),
-        });
+    let replicate =
+        || if set.metadata.deletion_timestamp.is_none() { replicate(observed, &active) } else { Vec::new() };
+    let report = (set.status.as_ref() != Some(&status)).then(|| Action::Update {
+        of: Resource::of::<ReplicaSet>(),
+        subresource: Some("status"),
+        object: json!(ReplicaSet { status: Some(status.clone()), ..set.clone() }),
+    });
+    // Pods come first, because somebody waits for them; but what failed before may fail again, and must be reported.
+    if observed.failure.is_some() {
+        actions.extend(report);
+        actions.extend(replicate());
+    } else {
+        actions.extend(replicate());
+        actions.extend(report);
     }
     let min_ready = min_ready(set);
     if !min_ready.is_zero() && status.ready_replicas != status.available_replicas {

@@ -49,7 +49,7 @@ pub trait Controller: Send + Sync + 'static {
     /// The keys to run because an object changed.
     fn affected(&self, delta: &Delta, views: &Views) -> Vec<Key>;
 
-    /// Decides what to do about one key.
+    /// Decides what to do about one key. The actions are carried out in order, up to the first that fails.
     fn plan(&self, run: &Run<'_>) -> Vec<Action>;
 }
 
@@ -58,7 +58,7 @@ pub struct Run<'a> {
     pub key: &'a Key,
     pub views: &'a Views,
     pub now: Timestamp,
-    /// Why the previous run could not create or delete what it wanted to.
+    /// What the server refused in the previous run.
     pub failure: Option<&'a str>,
 }
 
@@ -100,7 +100,7 @@ struct Outcome {
     pending: Vec<Pending>,
     /// The first error: the key is tried again.
     failure: Option<String>,
-    /// The first error of creating or deleting something.
+    /// The first error that was not just a stale view.
     refused: Option<String>,
     again: Option<Duration>,
 }
@@ -197,6 +197,9 @@ impl Setting {
         for action in actions {
             debug!(controller = controller.name(), %key, %action, "decided");
             self.carry_out(action, &mut outcome).await;
+            if outcome.failure.is_some() {
+                break;
+            }
         }
         outcome
     }
@@ -271,7 +274,6 @@ impl Setting {
                 self.record(of, reply, notes, outcome);
             }
             if failed {
-                outcome.refused = outcome.failure.clone();
                 return;
             }
             remaining -= batch;
@@ -324,8 +326,11 @@ impl Setting {
                 debug!(%error, "refused, nothing to do");
             }
             Err(error) => {
-                if error.reason != Reason::Conflict {
+                // The view was behind: that is no news to anybody.
+                let stale = matches!(error.reason, Reason::Conflict | Reason::AlreadyExists);
+                if !stale {
                     self.note(notes.failure(), &error.message);
+                    outcome.refused.get_or_insert(error.message.clone());
                 }
                 outcome.failure.get_or_insert(error.message);
             }
