@@ -1,1 +1,13 @@
-//! See ARCHITECTURE.md.
+//! What main programs into the kernel: pods' links and addresses, services, and masquerading.
+//!
+//! Everything speaks netlink itself; nothing is ever executed. Routes carry a protocol number of their own, rules lie in one
+//! table, links have one prefix: what is not ours is never touched.
+
+pub mod ipam;
+pub mod netlink;
+pub mod nft;
+pub mod pod;
+pub mod probe;
+pub mod proxy;
+pub mod route;
+pub mod table;
