@@ -89,7 +89,7 @@ impl World {
 
     /// Lets the host reach service addresses: their packets need a route before they are translated.
     fn default_route(&self) {
-        let link = pod::link_name(&self.pods[0].uid);
+        let link = pod::link_name(&self.pods.last().expect("at least one pod").uid);
         within(&self.host, move || {
             let mut routes = Routes::open().expect("rtnetlink");
             let index = routes.index_of(&link).expect("link");
