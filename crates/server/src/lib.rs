@@ -2,7 +2,16 @@
 
 pub mod admit;
 pub mod authn;
+pub mod discovery;
+pub mod encode;
+pub mod health;
 pub mod hooks;
+pub mod http;
 pub mod identity;
+pub mod local;
+pub mod node;
+pub mod openapi;
 pub mod path;
 pub mod pki;
+pub mod registry;
+pub mod server;

@@ -1,0 +1,189 @@
+//! Request bodies: read within limits, parsed from JSON or YAML, checked against the kind's schema.
+//!
+//! Source: apiserver `pkg/endpoints/handlers/{rest,create}.go`, apimachinery `pkg/runtime/serializer/json/json.go`.
+
+use std::borrow::Cow;
+
+use api::json::{self, Parsed};
+use api::schema::{Strict, Type};
+use api::status::Status;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::Value;
+
+use crate::admit::Warnings;
+use crate::path::Query;
+
+/// Upstream's limit of request bodies.
+pub const MAX_BODY: usize = 3 * 1024 * 1024;
+
+/// What happens to fields that the schema does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    /// # Errors
+    /// 422 for a value that is none of the three.
+    pub fn parse(query: &Query, options: &str) -> Result<Self, Status> {
+        match query.get("fieldValidation").unwrap_or_default() {
+            "" | "Warn" => Ok(Self::Warn),
+            "Ignore" => Ok(Self::Ignore),
+            "Strict" => Ok(Self::Strict),
+            other => {
+                let path = api::field::Path::new("fieldValidation");
+                let error = api::field::Error::not_supported(&path, other, &["", "Ignore", "Warn", "Strict"]);
+                Err(Status::invalid("meta.k8s.io", options, "", &[error]))
+            }
+        }
+    }
+}
+
+/// Reads the whole body.
+///
+/// # Errors
+/// 413 when it is too large, 400 when the client breaks off.
+pub async fn read<B>(body: B) -> Result<Bytes, Status>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Status::too_large(format!("Request entity too large: limit is {MAX_BODY}")))
+        }
+        Err(error) => Err(Status::bad_request(format!("the request's body could not be read: {error}"))),
+    }
+}
+
+/// Parses a body by its media type.
+///
+/// # Errors
+/// 415 for other media types than JSON and YAML, 400 for a body that is not what it says.
+pub fn parse(media_type: &str, body: &[u8]) -> Result<Parsed, Status> {
+    match media_type {
+        "application/json" => json::parse(body).map_err(|error| {
+            Status::bad_request(format!(
+                "the object provided is unrecognized: couldn't get version/kind; json parse error: {error}"
+            ))
+        }),
+        "application/yaml" => parse_yaml(body),
+        _ => Err(Status::unsupported_media_type(
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
+        )),
+    }
+}
+
+fn parse_yaml(body: &[u8]) -> Result<Parsed, Status> {
+    let value = super::yaml::parse(body)
+        .map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
+    Ok(Parsed { value, duplicates: Vec::new() })
+}
+
+/// The type that an endpoint takes.
+pub struct Expected<'a> {
+    pub api_version: Cow<'a, str>,
+    pub kind: &'a str,
+    pub schema: Option<Type<'a>>,
+}
+
+/// Makes a parsed body an object of the expected type: known fields only, every value of its type.
+///
+/// # Errors
+/// 400 for another type, for values of a wrong type, and in strict mode for fields that the type does not have.
+pub fn conform(
+    parsed: Parsed,
+    expected: Expected<'_>,
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<Value, Status> {
+    let Parsed { mut value, duplicates } = parsed;
+    let Expected { api_version, kind, schema } = expected;
+    let api_version = &*api_version;
+    let Value::Object(members) = &mut value else {
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; it must be a JSON object"
+        )));
+    };
+    for (field, wanted) in [("apiVersion", api_version), ("kind", kind)] {
+        match members.get(field) {
+            None | Some(Value::Null) => drop(members.insert(field.to_owned(), wanted.into())),
+            Some(Value::String(given)) if given.is_empty() => drop(members.insert(field.to_owned(), wanted.into())),
+            Some(Value::String(given)) if given == wanted => {}
+            Some(Value::String(given)) if field == "apiVersion" => {
+                return Err(Status::bad_request(format!(
+                    "the API version in the data ({given}) does not match the expected API version ({wanted})"
+                )));
+            }
+            Some(given) => {
+                return Err(Status::bad_request(format!(
+                    "{} in version {api_version:?} cannot be handled as a {kind}: the kind in the data does not match the kind of this endpoint",
+                    given.as_str().unwrap_or("the object")
+                )));
+            }
+        }
+    }
+    strict(&mut value, schema, duplicates, validation, warnings).map_err(|error| match error {
+        Unfit::Strict(message) => {
+            let version = api_version.rsplit('/').next().unwrap_or(api_version);
+            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {message}"))
+        }
+        Unfit::Type(message) => {
+            let version = api_version.rsplit('/').next().unwrap_or(api_version);
+            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {message}"))
+        }
+    })?;
+    Ok(value)
+}
+
+/// Why a value is not of its type.
+#[derive(Debug)]
+pub enum Unfit {
+    Strict(String),
+    Type(String),
+}
+
+/// Checks a value against its type, and drops what the type does not have unless strictness forbids it.
+pub fn strict(
+    value: &mut Value,
+    schema: Option<Type<'_>>,
+    duplicates: Vec<Strict>,
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<(), Unfit> {
+    let mut found = duplicates;
+    if let Some(of) = schema {
+        found.extend(of.check(value).map_err(|error| Unfit::Type(error.to_string()))?);
+        of.prune(value);
+    }
+    match validation {
+        FieldValidation::Ignore => {}
+        FieldValidation::Warn => found.iter().for_each(|problem| warnings.add(explained(problem))),
+        FieldValidation::Strict => {
+            if let Some(message) = Strict::message(&found) {
+                return Err(Unfit::Strict(message + &near_misses(&found)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn explained(problem: &Strict) -> String {
+    format!("{problem}{}", near_misses(std::slice::from_ref(problem)))
+}
+
+/// What was probably meant, behind upstream's text.
+fn near_misses(found: &[Strict]) -> String {
+    let nearest: Vec<String> = found
+        .iter()
+        .filter_map(|problem| match problem {
+            Strict::Unknown { nearest: Some(nearest), .. } => Some(format!("{nearest:?}")),
+            _ => None,
+        })
+        .collect();
+    if nearest.is_empty() { String::new() } else { format!(" (did you mean {}?)", nearest.join(", ")) }
+}

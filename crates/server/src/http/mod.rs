@@ -1,0 +1,10 @@
+//! The server's HTTP side: connections, bodies, negotiation and routes.
+
+pub mod body;
+pub mod listen;
+pub mod negotiate;
+pub mod reply;
+pub mod route;
+pub mod stream;
+pub mod write;
+pub mod yaml;

@@ -1,0 +1,354 @@
+//! From a request to its answer: authentication, authorization, and the endpoint that the path names.
+//!
+//! Source: apiserver `pkg/server/config.go` (`DefaultBuildHandlerChain`), `pkg/endpoints/installer.go`.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::status::Status;
+use futures_util::FutureExt;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use kinds::kind::{Action, Subresource, Verb};
+use tracing::error;
+
+use super::negotiate::{self, Form, Format};
+use super::reply::{self, Body};
+use super::stream::{self, Sending};
+use crate::admit::Warnings;
+use crate::encode::Include;
+use crate::health;
+use crate::identity::{self, PeerCertificates, User};
+use crate::path::{Attributes, Query, Resource, Target};
+use crate::registry::catalog::Served;
+use crate::registry::list::{Refused, When};
+use crate::registry::select::Selection;
+use crate::registry::{Place, metadata, scale};
+use crate::server::Server;
+
+/// Upstream's time for requests that are not watches, logs or streams.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Watches without a time-out of their own last this long, and up to as long again.
+const MIN_WATCH: Duration = Duration::from_secs(1800);
+
+/// One request on its way.
+pub(crate) struct Exchange<'a> {
+    pub server: &'a Arc<Server>,
+    pub parts: &'a Parts,
+    pub query: &'a Query,
+    pub user: &'a User,
+    pub warnings: &'a Warnings,
+}
+
+/// What a path leads to.
+#[derive(Clone, Copy)]
+pub(crate) struct Endpoint<'a> {
+    pub served: &'a Served,
+    pub subresource: Option<&'a Subresource>,
+    pub path: &'a Resource,
+}
+
+impl<'a> Endpoint<'a> {
+    pub fn place(&self) -> Place<'a> {
+        Place { served: self.served, namespace: &self.path.namespace, name: &self.path.name }
+    }
+}
+
+impl From<Refused> for Response<Body> {
+    fn from(refused: Refused) -> Self {
+        reply::failure(&refused.status, refused.fresh.as_deref())
+    }
+}
+
+impl Server {
+    /// Answers one request. A panic in a handler is logged and becomes a 500.
+    pub(crate) async fn handle(
+        self: &Arc<Self>,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        certificates: PeerCertificates,
+    ) -> Response<Body> {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (parts, body) = request.into_parts();
+        let warnings = Warnings::default();
+        let answer = AssertUnwindSafe(self.answer(&parts, body, upgrade, &certificates, &warnings)).catch_unwind();
+        let mut response = match answer.await {
+            Ok(response) => response,
+            Err(_) => {
+                error!(method = %parts.method, path = parts.uri.path(), %peer, "a handler panicked");
+                let why = "This request caused apiserver to panic. Look in the logs for details.";
+                reply::text(StatusCode::INTERNAL_SERVER_ERROR, why)
+            }
+        };
+        reply::warn(&mut response, &warnings.take());
+        let id = metadata::uuid(&self.registry.rng);
+        if let Ok(id) = HeaderValue::from_str(&id) {
+            response.headers_mut().insert(HeaderName::from_static("audit-id"), id);
+        }
+        response
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        parts: &Parts,
+        body: Incoming,
+        upgrade: OnUpgrade,
+        certificates: &PeerCertificates,
+        warnings: &Warnings,
+    ) -> Response<Body> {
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
+        let user = match self.authenticator.authenticate(parts, certificates).await {
+            Ok(user) => user,
+            Err(status) => return reply::status(&status),
+        };
+        if let Err(status) = identity::authorize(&*self.authorizer, &user, &attributes) {
+            return reply::status(&status);
+        }
+        let exchange = Exchange { server: self, parts, query: &query, user: &user, warnings };
+        match &attributes.target {
+            Target::Path(path) => exchange.outside(path),
+            Target::Resource(path) => match exchange.resource(&attributes.verb, path, body, upgrade).await {
+                Ok(response) | Err(Stop::Answered(response)) => response,
+                Err(Stop::Refused(status)) => reply::status(&status),
+            },
+        }
+    }
+}
+
+/// Why a handler ended early.
+pub(crate) enum Stop {
+    Refused(Status),
+    Answered(Response<Body>),
+}
+
+impl From<Status> for Stop {
+    fn from(status: Status) -> Self {
+        Self::Refused(status)
+    }
+}
+
+impl From<Refused> for Stop {
+    fn from(refused: Refused) -> Self {
+        Self::Answered(refused.into())
+    }
+}
+
+impl Exchange<'_> {
+    /// Paths that name no resource.
+    fn outside(&self, path: &str) -> Response<Body> {
+        if self.parts.method != Method::GET && self.parts.method != Method::HEAD {
+            return reply::text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed\n");
+        }
+        let (headers, server) = (&self.parts.headers, self.server);
+        if let Some(response) = server.discovery.answer(path, headers, self.query) {
+            return response;
+        }
+        if let Some(response) = server.openapi.answer(path, headers, self.query) {
+            return response;
+        }
+        if let Some(response) = health::answer(server, path, self.query) {
+            return response;
+        }
+        match path {
+            "/" => {
+                let paths = json_paths(server);
+                reply::value(StatusCode::OK, Format::Pretty, &paths)
+            }
+            _ => reply::failure(&Status::no_such_resource(), None),
+        }
+    }
+
+    async fn resource(
+        &self,
+        verb: &str,
+        path: &Resource,
+        body: Incoming,
+        upgrade: OnUpgrade,
+    ) -> Result<Response<Body>, Stop> {
+        let endpoint = self.endpoint(path)?;
+        if let Some(sub) = endpoint.subresource
+            && matches!(sub.action, Action::Node)
+        {
+            return Ok(self.node(endpoint, sub, body, upgrade).await?);
+        }
+        if verb == "watch" {
+            return self.watch(endpoint).await;
+        }
+        let answer = async {
+            match (verb, endpoint.subresource) {
+                ("get", None) => self.get(endpoint).await,
+                ("get", Some(sub)) => self.get_subresource(endpoint, sub).await,
+                ("list", None) => self.list(endpoint).await,
+                ("create", None) => self.create(endpoint, body).await,
+                ("create", Some(sub)) => self.act(endpoint, sub, body).await,
+                ("update" | "patch", _) => self.write(endpoint, verb, body).await,
+                ("delete", None) => self.delete(endpoint, body).await,
+                ("deletecollection", None) => self.delete_collection(endpoint, body).await,
+                _ => Err(not_allowed(endpoint, verb).into()),
+            }
+        };
+        match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::timeout("Timeout: request did not complete within the allotted timeout").into()),
+        }
+    }
+
+    /// Finds what the path names, and checks that it takes the verb.
+    fn endpoint<'a>(&'a self, path: &'a Resource) -> Result<Endpoint<'a>, Status> {
+        let catalog = &self.server.registry.catalog;
+        let served = catalog.find(&path.group, &path.version, &path.resource).ok_or_else(Status::no_such_resource)?;
+        let subresource = match path.subresource.as_str() {
+            "" => None,
+            name => Some(served.subresource(name).ok_or_else(Status::no_such_resource)?),
+        };
+        let endpoint = Endpoint { served, subresource, path };
+        let namespaced = !path.namespace.is_empty();
+        let is_namespace = served.kind.names.resource.group.is_empty() && path.resource == "namespaces";
+        if namespaced && !served.is_namespaced() && !is_namespace {
+            return Err(Status::no_such_resource());
+        }
+        Ok(endpoint)
+    }
+
+    pub(super) fn allowed(&self, endpoint: Endpoint<'_>, verb: Verb, name: &str) -> Result<(), Status> {
+        let allowed = match endpoint.subresource {
+            None => endpoint.served.kind.verbs,
+            Some(sub) => sub.verbs,
+        };
+        // One object of a namespaced kind is named within its namespace.
+        let complete = endpoint.path.namespace.is_empty() == !endpoint.served.is_namespaced()
+            || matches!(verb, Verb::List | Verb::Watch)
+            || !endpoint.served.is_namespaced();
+        if allowed.contains(&verb) && complete { Ok(()) } else { Err(not_allowed(endpoint, name)) }
+    }
+
+    async fn get(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::Get, "get")?;
+        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        let form = single(accepted.form)?;
+        let include = self.include()?;
+        let revision = self.revision()?;
+        let object = self.server.registry.get(endpoint.place(), revision).await?;
+        let bytes = self.server.registry.object_json(endpoint.served, &object, form, include);
+        Ok(reply::json(StatusCode::OK, accepted.format, bytes))
+    }
+
+    async fn get_subresource(&self, endpoint: Endpoint<'_>, sub: &Subresource) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::Get, "get")?;
+        if !matches!(sub.action, Action::Scale) {
+            return self.get(endpoint).await;
+        }
+        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        let object = self.server.registry.get(endpoint.place(), self.revision()?).await?;
+        let scale = scale::of(&self.server.registry.value(endpoint.served, &object));
+        Ok(reply::value(StatusCode::OK, accepted.format, &scale))
+    }
+
+    async fn list(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::List, "list")?;
+        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        if let Form::Metadata(_) = accepted.form {
+            let kind = endpoint.served.kind_name();
+            let why = format!("you requested PartialObjectMetadata, but the requested object is a list (*{kind}List)");
+            return Err(Status::not_acceptable(why).into());
+        }
+        let include = self.include()?;
+        let when = When::parse(self.query, false)?;
+        let selection = self.selection(endpoint)?;
+        let registry = &self.server.registry;
+        let listed = registry.list(&selection, &when).await?;
+        let bytes = registry.list_json(endpoint.served, &listed, accepted.form, include);
+        Ok(reply::large(&self.parts.headers, accepted.format, bytes))
+    }
+
+    async fn watch(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::Watch, "watch")?;
+        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        if accepted.format == Format::Yaml {
+            return Err(Status::not_acceptable(
+                "only the following media types are accepted: application/json;stream=watch",
+            )
+            .into());
+        }
+        let include = self.include()?;
+        let when = When::parse(self.query, true)?;
+        let selection = self.selection(endpoint)?;
+        let registry = &self.server.registry;
+        let watch = registry.watch(selection, &when).await?;
+        let timeout = match when.timeout_seconds {
+            Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
+            _ => {
+                let mut random = [0; 4];
+                (registry.rng)(&mut random);
+                MIN_WATCH + MIN_WATCH.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX))
+            }
+        };
+        let sending = Sending { form: accepted.form, include, bookmarks: when.bookmarks, timeout };
+        let server = self.server;
+        let events =
+            stream::stream(watch, registry.clone(), server.encodings.clone(), sending, server.shutdown.clone());
+        Ok(reply::stream("application/json", events))
+    }
+
+    pub(super) fn selection(&self, endpoint: Endpoint<'_>) -> Result<Selection, Status> {
+        let path = endpoint.path;
+        let mut fields = path.field_selector.clone();
+        if !path.name.is_empty() && fields.is_empty() {
+            // `/watch/…/NAME`.
+            fields = format!("metadata.name={}", path.name);
+        }
+        let namespace = if endpoint.served.is_namespaced() { path.namespace.as_str() } else { "" };
+        Selection::parse(endpoint.served, namespace, &path.label_selector, &fields)
+    }
+
+    fn revision(&self) -> Result<u64, Status> {
+        match self.query.get("resourceVersion").unwrap_or_default() {
+            "" => Ok(0),
+            text => text.parse().map_err(|_| {
+                Status::bad_request(format!(
+                    "invalid resource version {text:?}: it must be one that this server gave out"
+                ))
+            }),
+        }
+    }
+
+    pub(super) fn include(&self) -> Result<Include, Status> {
+        match self.query.get("includeObject").unwrap_or_default() {
+            "" | "Metadata" => Ok(Include::Metadata),
+            "None" => Ok(Include::None),
+            "Object" => Ok(Include::Object),
+            other => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+        }
+    }
+}
+
+/// The form of one object.
+pub(crate) fn single(form: Form) -> Result<Form, Status> {
+    match form {
+        Form::MetadataList(_) => Err(Status::not_acceptable(
+            "you requested PartialObjectMetadataList, but the requested object is not a list",
+        )),
+        form => Ok(form),
+    }
+}
+
+pub(crate) fn not_allowed(endpoint: Endpoint<'_>, verb: &str) -> Status {
+    let mut of = endpoint.served.group_resource();
+    if let Some(sub) = endpoint.subresource {
+        of.resource = format!("{}/{}", of.resource, sub.name).into();
+    }
+    Status::method_not_allowed(&of, verb)
+}
+
+fn json_paths(server: &Server) -> serde_json::Value {
+    let mut paths: Vec<String> = server.discovery.paths().map(str::to_owned).collect();
+    paths.extend(["/healthz", "/livez", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+    paths.sort();
+    serde_json::json!({"paths": paths})
+}

@@ -1,0 +1,319 @@
+//! The endpoints that change something: their bodies, options and answers.
+//!
+//! Source: apiserver `pkg/endpoints/handlers/{create,update,patch,delete}.go`.
+
+use std::sync::Arc;
+
+use api::object::Object;
+use api::status::Status;
+use client::PatchType;
+use http::{Response, StatusCode};
+use hyper::body::Incoming;
+use kinds::kind::{Action, Kind, Subresource, Verb};
+use serde_json::{Value, json};
+
+use super::body::{self, Expected, FieldValidation, Unfit};
+use super::negotiate::{self, Accepted, Form};
+use super::reply::{self, Body};
+use super::route::{Endpoint, Exchange, Stop, not_allowed, single};
+use crate::admit::Warnings;
+use crate::encode::Include;
+use crate::registry::actions::{deleted_status, success};
+use crate::registry::catalog::Served;
+use crate::registry::delete::{Deleted, Options};
+use crate::registry::list::{Listed, When};
+use crate::registry::patch::Patch;
+use crate::registry::update::Change;
+use crate::registry::{Writer, scale};
+
+/// Kinds whose deletion is answered with the object even when it is gone, and not with a Status.
+const ANSWERED_WITH_OBJECT: [&str; 4] = ["Pod", "Service", "ServiceAccount", "Namespace"];
+
+const PATCH_TYPES: [(&str, PatchType); 3] = [
+    ("application/json-patch+json", PatchType::Json),
+    ("application/merge-patch+json", PatchType::Merge),
+    ("application/strategic-merge-patch+json", PatchType::Strategic),
+];
+
+impl Exchange<'_> {
+    pub(super) async fn create(&self, endpoint: Endpoint<'_>, body: Incoming) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::Create, "create")?;
+        let (served, path) = (endpoint.served, endpoint.path);
+        if !path.name.is_empty() {
+            return Err(not_allowed(endpoint, "create").into());
+        }
+        let accepted = self.accepted()?;
+        let validation = FieldValidation::parse(self.query, "CreateOptions")?;
+        let by = self.writer("CreateOptions")?;
+        let object = self.object(body, expected(served), validation).await?;
+        let registry = &self.server.registry;
+        if let Some(answer) = served.kind.answered {
+            let answer = registry.answer(served, &path.namespace, answer, object, by).await?;
+            let answer = answer.unwrap_or_else(|| success(201));
+            return Ok(reply::value(StatusCode::CREATED, accepted.format, &answer));
+        }
+        let object = registry.create(served, &path.namespace, object, by).await?;
+        self.answer_object(endpoint, StatusCode::CREATED, accepted, &object)
+    }
+
+    /// A create of a sub-resource does something to its object.
+    pub(super) async fn act(
+        &self,
+        endpoint: Endpoint<'_>,
+        sub: &Subresource,
+        body: Incoming,
+    ) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::Create, "create")?;
+        let accepted = self.accepted()?;
+        let validation = FieldValidation::parse(self.query, "CreateOptions")?;
+        let by = self.writer("CreateOptions")?;
+        let (at, registry) = (endpoint.place(), &self.server.registry);
+        let (api_version, schema) = body_type(endpoint.served, sub);
+        let kind = sub.body.map_or(endpoint.served.kind_name(), |(_, _, kind)| kind);
+        let expected = Expected { api_version: api_version.into(), kind, schema };
+        let body = self.object(body, expected, validation).await?;
+        let answer = match sub.action {
+            Action::Binding => {
+                registry.bind(at, &body, by).await?;
+                success(201)
+            }
+            Action::Eviction => {
+                registry.evict(at, &body, by).await?;
+                success(201)
+            }
+            Action::Token => registry.token(at, body, by).await?,
+            Action::Own(_) | Action::Scale | Action::Finalize | Action::Node => {
+                return Err(not_allowed(endpoint, "create").into());
+            }
+        };
+        Ok(reply::value(StatusCode::CREATED, accepted.format, &answer))
+    }
+
+    /// PUT and PATCH, of an object or of a sub-resource.
+    pub(super) async fn write(
+        &self,
+        endpoint: Endpoint<'_>,
+        verb: &str,
+        body: Incoming,
+    ) -> Result<Response<Body>, Stop> {
+        let patch = verb == "patch";
+        self.allowed(endpoint, if patch { Verb::Patch } else { Verb::Update }, verb)?;
+        let accepted = self.accepted()?;
+        let options = if patch { "PatchOptions" } else { "UpdateOptions" };
+        let validation = FieldValidation::parse(self.query, options)?;
+        let by = self.writer(options)?;
+        let (at, registry, served) = (endpoint.place(), &self.server.registry, endpoint.served);
+        let scaling = endpoint.subresource.is_some_and(|sub| matches!(sub.action, Action::Scale));
+        let name = endpoint.subresource.map_or("", |sub| sub.name);
+        let updated = if patch {
+            let patch = self.patch(body).await?;
+            let edit = |object: &Value| {
+                if scaling {
+                    let of = Expected { schema: kinds::schema::get(SCALE), ..Expected::of("autoscaling/v1", "Scale") };
+                    let patched = patched(&patch, &scale::of(object), of, validation, self.warnings)?;
+                    return scale::apply(&patched, object);
+                }
+                patched(&patch, object, expected(served), validation, self.warnings)
+            };
+            registry.update(at, name, Change::Edit(&edit), by).await?
+        } else if scaling {
+            let of = Expected { schema: kinds::schema::get(SCALE), ..Expected::of("autoscaling/v1", "Scale") };
+            let wanted = self.object(body, of, validation).await?;
+            registry.update(at, name, Change::Edit(&|object| scale::apply(&wanted, object)), by).await?
+        } else {
+            let object = self.object(body, expected(served), validation).await?;
+            match endpoint.subresource.map(|sub| &sub.action) {
+                Some(Action::Finalize) => registry.finalize(at, &object, by).await?,
+                _ => registry.update(at, name, Change::Replace(object), by).await?,
+            }
+        };
+        let code = if updated.created { StatusCode::CREATED } else { StatusCode::OK };
+        if scaling {
+            let scale = scale::of(&registry.value(served, &updated.object));
+            return Ok(reply::value(code, accepted.format, &scale));
+        }
+        self.answer_object(endpoint, code, accepted, &updated.object)
+    }
+
+    pub(super) async fn delete(&self, endpoint: Endpoint<'_>, body: Incoming) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::Delete, "delete")?;
+        let accepted = self.accepted()?;
+        let options = self.delete_options(body).await?;
+        let by = Writer { user: self.user, dry_run: options.dry_run, warnings: self.warnings };
+        let deleted = self.server.registry.delete(endpoint.place(), &options, by).await?;
+        let kind = &endpoint.served.kind;
+        match &deleted {
+            Deleted::Gone(object) if !answers_with_object(kind) => {
+                let status = deleted_status(endpoint.served, object);
+                Ok(reply::value(StatusCode::OK, accepted.format, &status))
+            }
+            Deleted::Gone(object) | Deleted::Pending(object) => {
+                self.answer_object(endpoint, StatusCode::OK, accepted, object)
+            }
+        }
+    }
+
+    pub(super) async fn delete_collection(
+        &self,
+        endpoint: Endpoint<'_>,
+        body: Incoming,
+    ) -> Result<Response<Body>, Stop> {
+        self.allowed(endpoint, Verb::DeleteCollection, "deletecollection")?;
+        let accepted = self.accepted()?;
+        When::parse(self.query, false)?;
+        let selection = self.selection(endpoint)?;
+        let options = self.delete_options(body).await?;
+        let by = Writer { user: self.user, dry_run: options.dry_run, warnings: self.warnings };
+        let registry = &self.server.registry;
+        let (revision, objects) = registry.delete_collection(&selection, &options, by).await?;
+        let listed = Listed { revision, objects, next: None, remaining: None };
+        let bytes = registry.list_json(endpoint.served, &listed, accepted.form, Include::default());
+        Ok(reply::large(&self.parts.headers, accepted.format, bytes))
+    }
+
+    fn accepted(&self) -> Result<Accepted, Status> {
+        negotiate::negotiate(&self.parts.headers, self.query)
+    }
+
+    fn answer_object(
+        &self,
+        endpoint: Endpoint<'_>,
+        code: StatusCode,
+        accepted: Accepted,
+        object: &Arc<Object>,
+    ) -> Result<Response<Body>, Stop> {
+        let form: Form = single(accepted.form)?;
+        let bytes = self.server.registry.object_json(endpoint.served, object, form, self.include()?);
+        Ok(reply::json(code, accepted.format, bytes))
+    }
+
+    fn writer(&self, options: &str) -> Result<Writer<'_>, Status> {
+        let mut dry_run = false;
+        let mut errors = Vec::new();
+        for value in self.query.all("dryRun").filter(|value| !value.is_empty()) {
+            if value == "All" {
+                dry_run = true;
+            } else {
+                errors.push(api::field::Error::not_supported(&api::field::Path::new("dryRun"), value, &["All"]));
+            }
+        }
+        if errors.is_empty() {
+            Ok(Writer { user: self.user, dry_run, warnings: self.warnings })
+        } else {
+            Err(Status::invalid("meta.k8s.io", options, "", &errors))
+        }
+    }
+
+    async fn object(
+        &self,
+        body: Incoming,
+        expected: Expected<'_>,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        let media_type = negotiate::content_type(&self.parts.headers);
+        let bytes = body::read(body).await?;
+        body::conform(body::parse(&media_type, &bytes)?, expected, validation, self.warnings)
+    }
+
+    async fn patch(&self, body: Incoming) -> Result<Patch, Status> {
+        let media_type = negotiate::content_type(&self.parts.headers);
+        let Some((_, kind)) = PATCH_TYPES.iter().find(|(name, _)| *name == media_type) else {
+            if media_type.starts_with("application/apply-patch") {
+                return Err(Status::unsupported_media_type(
+                    "server-side apply is not supported yet by coracle: use kubectl apply without --server-side, or a merge patch",
+                ));
+            }
+            return Err(Status::unsupported_media_type(format!(
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                PATCH_TYPES.map(|(name, _)| name).join(", ")
+            )));
+        };
+        let bytes = body::read(body).await?;
+        let patch = serde_json::from_slice(&bytes)
+            .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+        Patch::new(*kind, patch)
+    }
+
+    /// DeleteOptions from the body or, without one, from the query.
+    async fn delete_options(&self, body: Incoming) -> Result<Options, Status> {
+        let bytes = body::read(body).await?;
+        if !bytes.is_empty() {
+            let parsed = body::parse(&negotiate::content_type(&self.parts.headers), &bytes)?;
+            return Options::parse(&parsed.value);
+        }
+        let mut options = json!({});
+        if let Some(text) = self.query.get("gracePeriodSeconds").filter(|text| !text.is_empty()) {
+            let seconds: i64 = text.parse().map_err(|_| {
+                Status::bad_request(format!("invalid gracePeriodSeconds {text:?}: it must be a whole number"))
+            })?;
+            options["gracePeriodSeconds"] = seconds.into();
+        }
+        if let Some(policy) = self.query.get("propagationPolicy") {
+            options["propagationPolicy"] = policy.into();
+        }
+        if self.query.get("orphanDependents").is_some() {
+            options["orphanDependents"] = self.query.flag("orphanDependents").into();
+        }
+        let dry_run: Vec<&str> = self.query.all("dryRun").filter(|value| !value.is_empty()).collect();
+        if !dry_run.is_empty() {
+            options["dryRun"] = json!(dry_run);
+        }
+        Options::parse(&options)
+    }
+}
+
+const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
+
+impl Expected<'static> {
+    fn of(api_version: &'static str, kind: &'static str) -> Self {
+        Self { api_version: api_version.into(), kind, schema: None }
+    }
+}
+
+/// The type of a kind's own endpoint.
+pub(crate) fn expected(served: &Served) -> Expected<'_> {
+    Expected {
+        api_version: served.api_version().into(),
+        kind: served.kind_name(),
+        schema: kinds::schema::get(&served.version().schema),
+    }
+}
+
+/// The apiVersion and schema of a sub-resource's body.
+pub(crate) fn body_type(served: &Served, sub: &Subresource) -> (String, Option<api::schema::Type<'static>>) {
+    let Some((group, version, kind)) = sub.body else {
+        return (served.api_version(), kinds::schema::get(&served.version().schema));
+    };
+    let name = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let package = group.split('.').next().filter(|first| !first.is_empty()).unwrap_or("core");
+    (name, kinds::schema::get(&format!("io.k8s.api.{package}.{version}.{kind}")))
+}
+
+/// Applies a patch, and checks what came of it as a body would be.
+pub(crate) fn patched(
+    patch: &Patch,
+    object: &Value,
+    expected: Expected<'_>,
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<Value, Status> {
+    let mut patched = patch.apply(object, expected.schema)?;
+    for field in ["apiVersion", "kind"] {
+        if patched[field] != object[field] {
+            return Err(Status::bad_request(format!(
+                "{field} cannot be changed by a patch: it is {}, the patch makes it {}",
+                object[field], patched[field]
+            )));
+        }
+    }
+    body::strict(&mut patched, expected.schema, Vec::new(), validation, warnings).map_err(|error| {
+        let (Unfit::Strict(why) | Unfit::Type(why)) = error;
+        let error = api::field::Error::invalid(&api::field::Path::new("patch"), patched.to_string(), why);
+        Status::invalid("", "", "", &[error])
+    })?;
+    Ok(patched)
+}
+
+fn answers_with_object(kind: &Kind) -> bool {
+    ANSWERED_WITH_OBJECT.contains(&&*kind.names.kind)
+}

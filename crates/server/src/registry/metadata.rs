@@ -1,0 +1,203 @@
+//! The metadata that the server itself writes: names, uids, timestamps, finalizers.
+//!
+//! Source: apiserver `pkg/registry/rest/{meta,create,update}.go`, `pkg/storage/names/generate.go`.
+
+use api::field;
+use api::status::Status;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::hooks::Rng;
+
+/// Fields that no client may write.
+const SYSTEM: [&str; 6] =
+    ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"];
+
+/// The object's metadata, made when it is absent.
+pub fn of(object: &mut Value) -> &mut Map<String, Value> {
+    if !object.is_object() {
+        *object = json!({});
+    }
+    let slot = &mut object["metadata"];
+    if !slot.is_object() {
+        *slot = json!({});
+    }
+    slot.as_object_mut().expect("it was just made an object")
+}
+
+/// A text field of the metadata, empty when absent.
+pub fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object["metadata"][field].as_str().unwrap_or_default()
+}
+
+/// Clears what clients may not set when they create something.
+pub fn wipe(object: &mut Value) {
+    let metadata = of(object);
+    for field in SYSTEM {
+        metadata.remove(field);
+    }
+}
+
+/// Drops what is not kept: nulls that stand for absent, and fields of old releases.
+pub fn tidy(object: &mut Value) {
+    let metadata = of(object);
+    metadata.retain(|field, value| !value.is_null() && field != "selfLink" && field != "managedFields");
+    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        let empty = match metadata.get(field) {
+            Some(Value::Array(items)) => items.is_empty(),
+            Some(Value::Object(items)) => items.is_empty(),
+            _ => false,
+        };
+        if empty {
+            metadata.remove(field);
+        }
+    }
+}
+
+/// Makes the object's namespace that of the request.
+///
+/// # Errors
+/// 400 when the object names another one.
+pub fn put_in_namespace(object: &mut Value, namespace: &str) -> Result<(), Status> {
+    let metadata = of(object);
+    let own = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
+    if namespace.is_empty() {
+        metadata.remove("namespace");
+    } else if own.is_empty() {
+        metadata.insert("namespace".to_owned(), namespace.into());
+    } else if own != namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
+/// Carries over what an update cannot change.
+pub fn carry_over(object: &mut Value, old: &Value) {
+    let old = &old["metadata"];
+    let metadata = of(object);
+    let mut keep = |field: &str, always: bool| {
+        let absent = metadata.get(field).is_none_or(|own| own.is_null() || own.as_str() == Some(""));
+        match old.get(field) {
+            Some(value) if always || absent => drop(metadata.insert(field.to_owned(), value.clone())),
+            None if always => drop(metadata.remove(field)),
+            _ => {}
+        }
+    };
+    keep("uid", false);
+    keep("creationTimestamp", true);
+    keep("deletionTimestamp", true);
+    keep("deletionGracePeriodSeconds", true);
+}
+
+/// Removes repeated owner references, as upstream does with a warning.
+pub fn dedup_owners(object: &mut Value) -> Option<&'static str> {
+    let owners = of(object).get_mut("ownerReferences")?.as_array_mut()?;
+    let mut seen: Vec<Value> = Vec::new();
+    let before = owners.len();
+    owners.retain(|owner| {
+        let new = !seen.contains(owner);
+        seen.push(owner.clone());
+        new
+    });
+    (owners.len() < before).then_some(
+        ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests",
+    )
+}
+
+/// Seconds resolution, as metav1.Time is written.
+pub fn rfc3339(now: Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// The longest name that generateName makes: what a label's value may hold.
+const MAX_GENERATED: usize = 63;
+const SUFFIX: usize = 5;
+/// No vowels, so that no word appears.
+const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+pub fn generate_name(base: &str, rng: &Rng) -> String {
+    let mut end = base.len().min(MAX_GENERATED - SUFFIX);
+    while !base.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{}", &base[..end], suffix(rng, SUFFIX))
+}
+
+/// Random characters that are safe in names.
+pub fn suffix(rng: &Rng, length: usize) -> String {
+    let mut out = String::with_capacity(length);
+    // Bytes at or above the largest multiple of the alphabet's length would favour its first letters.
+    let limit = 256 - 256 % ALPHABET.len();
+    while out.len() < length {
+        let mut byte = [0];
+        rng(&mut byte);
+        if usize::from(byte[0]) < limit {
+            out.push(char::from(ALPHABET[usize::from(byte[0]) % ALPHABET.len()]));
+        }
+    }
+    out
+}
+
+/// A random UUID (version 4).
+pub fn uuid(rng: &Rng) -> String {
+    let mut b = [0; 16];
+    rng(&mut b);
+    b[6] = b[6] & 0x0f | 0x40;
+    b[8] = b[8] & 0x3f | 0x80;
+    let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// The resource version that a client sent, 0 when it sent none.
+///
+/// # Errors
+/// 400 when it is not a number.
+pub fn resource_version(object: &Value) -> Result<u64, Status> {
+    match &object["metadata"]["resourceVersion"] {
+        Value::Null => Ok(0),
+        Value::String(text) if text.is_empty() => Ok(0),
+        Value::String(text) => text.parse().map_err(|_| invalid_revision(text)),
+        other => Err(invalid_revision(&other.to_string())),
+    }
+}
+
+fn invalid_revision(text: &str) -> Status {
+    let at = field::Path::new("metadata").child("resourceVersion");
+    Status::bad_request(field::Error::invalid(&at, text, "must be a number that this server gave out"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn counting() -> Rng {
+        let next = std::sync::atomic::AtomicU8::new(0);
+        Arc::new(move |out| out.fill_with(|| next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
+    }
+
+    #[test]
+    fn generated_names_fit_labels() {
+        assert_eq!(generate_name("web-", &counting()), "web-bcdfg");
+        assert_eq!(generate_name(&"a".repeat(80), &counting()).len(), 63);
+    }
+
+    #[test]
+    fn uuids_are_version_4() {
+        assert_eq!(uuid(&counting()), "00010203-0405-4607-8809-0a0b0c0d0e0f");
+    }
+
+    #[test]
+    fn updates_keep_what_the_server_wrote() {
+        let old = json!({"metadata": {"uid": "u", "creationTimestamp": "t", "deletionTimestamp": "d"}});
+        let mut new = json!({"metadata": {"name": "a", "creationTimestamp": null, "deletionGracePeriodSeconds": 3}});
+        carry_over(&mut new, &old);
+        assert_eq!(
+            new["metadata"],
+            json!({"name": "a", "uid": "u", "creationTimestamp": "t", "deletionTimestamp": "d"})
+        );
+    }
+}

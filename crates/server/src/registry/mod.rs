@@ -1,0 +1,194 @@
+//! The generic registry: one implementation of every verb, which knows kinds only by what they declare.
+//!
+//! Source: apiserver `pkg/registry/generic/registry/store.go` and `pkg/registry/rest`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::key::Key;
+use api::object::{Draft, Object, SCHEMA};
+use api::status::Status;
+use jiff::Timestamp;
+use serde_json::Value;
+use store::{Snapshot, Store};
+
+use crate::admit::{AdmissionAttributes, Chain, Operation, Warnings};
+use crate::hooks::{Clock, Reviewer, Rng, TokenIssuer};
+use crate::identity::User;
+use crate::registry::catalog::{Catalog, Served};
+
+pub mod actions;
+pub mod catalog;
+pub mod claims;
+pub mod create;
+pub mod delete;
+pub mod list;
+pub mod metadata;
+pub mod patch;
+pub mod scale;
+pub mod select;
+pub mod update;
+pub mod validate;
+pub mod watch;
+
+pub struct Registry {
+    pub store: Arc<dyn Store>,
+    pub catalog: Catalog,
+    pub admission: Chain,
+    pub reviewer: Arc<dyn Reviewer>,
+    pub tokens: Arc<dyn TokenIssuer>,
+    pub clock: Clock,
+    pub rng: Rng,
+}
+
+/// Who writes, and how.
+#[derive(Clone, Copy)]
+pub struct Writer<'a> {
+    pub user: &'a User,
+    pub dry_run: bool,
+    pub warnings: &'a Warnings,
+}
+
+/// The object that a request names.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub served: &'a Served,
+    /// Empty for cluster-scoped kinds.
+    pub namespace: &'a str,
+    pub name: &'a str,
+}
+
+/// How long a request waits for a revision that this server has not seen yet.
+const REVISION_WAIT: Duration = Duration::from_secs(3);
+
+impl<'a> Place<'a> {
+    pub fn key(&self) -> Key {
+        Key::new(&self.served.kind.names.resource, self.namespace, self.name)
+    }
+
+    pub fn not_found(&self) -> Status {
+        Status::not_found(&self.served.group_resource(), self.name)
+    }
+
+    pub fn conflict(&self, why: impl std::fmt::Display) -> Status {
+        Status::conflict(&self.served.group_resource(), self.name, why)
+    }
+
+    pub fn invalid(&self, errors: &[api::field::Error]) -> Status {
+        Status::invalid(&self.served.version().group, self.served.kind_name(), self.name, errors)
+    }
+
+    /// Finds the object.
+    ///
+    /// # Errors
+    /// 404 when it does not exist.
+    pub fn find<'s>(&self, snapshot: &'s Snapshot) -> Result<&'s Arc<Object>, Status> {
+        // A name that no object can have must not reach the key's syntax.
+        if self.name.contains('/') || self.namespace.contains('/') {
+            return Err(self.not_found());
+        }
+        snapshot.get(&self.key()).ok_or_else(|| self.not_found())
+    }
+}
+
+impl Registry {
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// Reads one object that is not older than `revision`; 0 is any.
+    ///
+    /// # Errors
+    /// 404, or 504 when the revision does not arrive.
+    pub async fn get(&self, at: Place<'_>, revision: u64) -> Result<Arc<Object>, Status> {
+        at.find(&self.at_least(revision).await?).cloned()
+    }
+
+    /// The current state, once it has reached `revision`.
+    ///
+    /// # Errors
+    /// 504 when that takes too long, as it does for a revision of another cluster.
+    pub async fn at_least(&self, revision: u64) -> Result<Snapshot, Status> {
+        let snapshot = self.store.snapshot();
+        if snapshot.revision() >= revision {
+            return Ok(snapshot);
+        }
+        // Both ways of not arriving end in the comparison below.
+        let _ = tokio::time::timeout(REVISION_WAIT, self.store.wait_until(revision)).await;
+        let snapshot = self.store.snapshot();
+        if snapshot.revision() >= revision { Ok(snapshot) } else { Err(too_new(revision, snapshot.revision())) }
+    }
+
+    /// The object as this build understands it, in its storage version.
+    pub fn value(&self, served: &Served, object: &Object) -> Value {
+        let mut value = object.value();
+        if object.draft().schema != SCHEMA {
+            (served.kind.strategy.default)(&mut value);
+        }
+        value
+    }
+
+    pub(crate) fn attributes<'a>(
+        &self,
+        operation: Operation,
+        at: Place<'a>,
+        subresource: &'a str,
+        old: Option<&'a Value>,
+        snapshot: &'a Snapshot,
+        by: Writer<'a>,
+    ) -> AdmissionAttributes<'a> {
+        // A namespace counts as being in itself.
+        let itself =
+            at.served.kind.names.resource.group.is_empty() && at.served.kind.names.resource.resource == "namespaces";
+        AdmissionAttributes {
+            operation,
+            user: by.user,
+            kind: &at.served.kind,
+            subresource,
+            namespace: if itself { at.name } else { at.namespace },
+            name: at.name,
+            old,
+            dry_run: by.dry_run,
+            snapshot,
+            warnings: by.warnings,
+        }
+    }
+}
+
+/// 504 for a revision that is not there yet.
+pub fn too_new(requested: u64, current: u64) -> Status {
+    let mut status = Status::timeout(format!("Timeout: Too large resource version: {requested}, current: {current}"));
+    let cause = api::status::Cause {
+        reason: "ResourceVersionTooLarge".to_owned(),
+        message: "Too large resource version".to_owned(),
+        field: String::new(),
+    };
+    status.details =
+        Some(Box::new(api::status::Details { causes: vec![cause], retry_after_seconds: 1, ..Default::default() }));
+    status
+}
+
+/// An error of the store that no retry mends.
+pub fn store_failure(error: &store::Error) -> Status {
+    match error {
+        store::Error::Compacted { .. } => Status::expired(format!("too old resource version: {error}")),
+        store::Error::Future { requested, current } => too_new(*requested, *current),
+        store::Error::Closed => {
+            Status::unavailable("the store is closed after an earlier failure; see the server's log")
+        }
+        other => {
+            let mut message = other.to_string();
+            let mut cause = std::error::Error::source(other);
+            while let Some(next) = cause {
+                message = format!("{message}: {next}");
+                cause = next.source();
+            }
+            Status::internal(message)
+        }
+    }
+}
+
+/// The drafts of objects that were validated always parse.
+pub(crate) fn draft(key: Key, object: Value) -> Result<Draft, Status> {
+    Draft::new(key, object).map_err(|error| Status::bad_request(format!("the object cannot be stored: {error}")))
+}

@@ -1,0 +1,71 @@
+//! The `autoscaling/v1` Scale view of what has replicas.
+//!
+//! Source: kubernetes `pkg/registry/apps/deployment/storage/storage.go` (`ScaleREST`).
+
+use api::field;
+use api::selector::Selector;
+use api::status::Status;
+use serde_json::{Value, json};
+
+/// The Scale of an object.
+pub fn of(object: &Value) -> Value {
+    let metadata = &object["metadata"];
+    let mut scale = json!({
+        "apiVersion": "autoscaling/v1",
+        "kind": "Scale",
+        "metadata": {},
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
+        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)},
+    });
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = metadata.get(field) {
+            scale["metadata"][field] = value.clone();
+        }
+    }
+    // A selector that does not parse cannot have been stored; an absent one has no text form.
+    if let Ok(selector) = Selector::from_json(&object["spec"]["selector"])
+        && !selector.is_nothing()
+    {
+        scale["status"]["selector"] = selector.to_string().into();
+    }
+    scale
+}
+
+/// Writes a Scale's replicas into the object that it was made of.
+///
+/// # Errors
+/// 400 when the Scale is of another object's name, 422 for a count that is none, 409 for an older revision.
+pub fn apply(scale: &Value, object: &Value) -> Result<Value, Status> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let given = scale["metadata"]["name"].as_str().unwrap_or_default();
+    if given != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    let mut errors = Vec::new();
+    let path = field::Path::new("spec").child("replicas");
+    let replicas = match &scale["spec"]["replicas"] {
+        Value::Null => 0,
+        value => match value.as_i64().filter(|n| i32::try_from(*n).is_ok()) {
+            Some(n) => n,
+            None => return Err(Status::bad_request(format!("Scale: {path} must be a 32-bit whole number"))),
+        },
+    };
+    if replicas < 0 {
+        errors.push(field::Error::invalid(&path, replicas, "must be greater than or equal to 0"));
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("autoscaling", "Scale", name, &errors));
+    }
+    let mut object = object.clone();
+    object["spec"]["replicas"] = replicas.into();
+    for field in ["resourceVersion", "uid"] {
+        match scale["metadata"].get(field).filter(|value| value.as_str().is_some_and(|text| !text.is_empty())) {
+            Some(value) => object["metadata"][field] = value.clone(),
+            // Without one the change goes to the latest state.
+            None => drop(object["metadata"].as_object_mut().and_then(|m| m.remove(field))),
+        }
+    }
+    Ok(object)
+}

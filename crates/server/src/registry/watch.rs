@@ -1,0 +1,111 @@
+//! Watches: a place in the shared history, seen through a selection.
+//!
+//! Source: apiserver `pkg/storage/cacher`, `pkg/endpoints/handlers/watch.go`; KEP-3157 (WatchList).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use api::object::{Change, Object};
+use api::status::Status;
+use store::Cursor;
+
+use super::list::When;
+use super::select::Selection;
+use super::{Registry, store_failure};
+
+/// What a watch reports next.
+#[derive(Debug)]
+pub enum Event {
+    Change(Change),
+    /// Everything up to this revision has been reported.
+    Bookmark(u64),
+    /// The initial state has been reported, as of this revision.
+    InitialEnd(u64),
+}
+
+/// A running watch. It holds no buffer but the initial state it has yet to report.
+pub struct Watch {
+    registry: Arc<Registry>,
+    selection: Selection,
+    initial: VecDeque<Arc<Object>>,
+    initial_end: Option<u64>,
+    pending: VecDeque<Change>,
+    cursor: Box<dyn Cursor>,
+}
+
+impl Registry {
+    /// Begins a watch.
+    ///
+    /// # Errors
+    /// 410 when the place to begin at is compacted away, 504 when it is not there yet.
+    pub async fn watch(self: &Arc<Self>, selection: Selection, when: &When) -> Result<Watch, Status> {
+        let revision = when.resource_version.unwrap_or(0);
+        let snapshot = self.at_least(revision).await?;
+        let initial = when.send_initial_events.unwrap_or(revision == 0);
+        let after = if initial || revision == 0 { snapshot.revision() } else { revision };
+        let objects =
+            if initial { self.select(&snapshot, &selection, None).cloned().collect() } else { VecDeque::new() };
+        let mut watch = self.watch_after(selection, after)?;
+        watch.initial = objects;
+        watch.initial_end = (when.send_initial_events == Some(true) && when.bookmarks).then_some(after);
+        Ok(watch)
+    }
+
+    /// Begins a watch of what happens after a revision that this server has reached.
+    ///
+    /// # Errors
+    /// 410 when it is compacted away.
+    pub fn watch_after(self: &Arc<Self>, selection: Selection, after: u64) -> Result<Watch, Status> {
+        let cursor = self.store.watch(selection.prefix(), after).map_err(|error| expired(&error))?;
+        let (initial, pending) = (VecDeque::new(), VecDeque::new());
+        Ok(Watch { registry: self.clone(), selection, initial, initial_end: None, pending, cursor })
+    }
+}
+
+impl Watch {
+    /// Waits for the next event. A bookmark is returned when history moved on without one.
+    ///
+    /// Cancellation safe.
+    ///
+    /// # Errors
+    /// 410 when the place has been compacted away.
+    pub async fn next(&mut self) -> Result<Event, Status> {
+        if let Some(event) = self.ready() {
+            return Ok(event);
+        }
+        let changes = self.cursor.next().await.map_err(|error| expired(&error))?;
+        let (registry, selection) = (&self.registry, &self.selection);
+        self.pending.extend(changes.into_iter().filter_map(|change| registry.seen(selection, change)));
+        Ok(self.ready().unwrap_or(Event::Bookmark(self.cursor.revision())))
+    }
+
+    /// The next event, if it is there already.
+    pub fn ready(&mut self) -> Option<Event> {
+        if let Some(object) = self.initial.pop_front() {
+            return Some(Event::Change(Change::Added(object)));
+        }
+        if let Some(revision) = self.initial_end.take() {
+            return Some(Event::InitialEnd(revision));
+        }
+        self.pending.pop_front().map(Event::Change)
+    }
+
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// The revision up to which everything has been reported, once nothing is [`ready`](Self::ready).
+    pub fn revision(&self) -> u64 {
+        self.cursor.revision()
+    }
+}
+
+/// The store's error as a watch reports it.
+pub fn expired(error: &store::Error) -> Status {
+    match error {
+        store::Error::Compacted { requested, oldest } => {
+            Status::expired(format!("too old resource version: {requested} ({oldest})"))
+        }
+        other => store_failure(other),
+    }
+}

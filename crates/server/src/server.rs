@@ -1,0 +1,113 @@
+//! The API server as one value: what it is made of, and how it is reached over HTTP and in process.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kinds::kind::Kind;
+use store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::admit::Chain;
+use crate::discovery::Discovery;
+use crate::hooks::{Absent, Clock, NodeDialer, Reviewer, Rng, TokenIssuer};
+use crate::http::stream::Encodings;
+use crate::identity::{Authenticator, Authorizer, User};
+use crate::local::Local;
+use crate::openapi::OpenApi;
+use crate::registry::Registry;
+use crate::registry::catalog::Catalog;
+
+/// What this server says it is: the release whose API it serves, and its own build.
+pub const VERSION: &str = "v1.37.2+coracle.0";
+
+/// A named condition of `/readyz`, such as `poststarthook/rbac`; the text says what is missing.
+pub type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The parts of a server. [`ServerConfig::new`] fills in those that a test can do without.
+pub struct ServerConfig {
+    pub store: Arc<dyn Store>,
+    pub kinds: Vec<Kind>,
+    pub authenticator: Arc<dyn Authenticator>,
+    pub authorizer: Arc<dyn Authorizer>,
+    pub admission: Chain,
+    pub reviewer: Arc<dyn Reviewer>,
+    pub tokens: Arc<dyn TokenIssuer>,
+    pub node_dialer: Arc<dyn NodeDialer>,
+    pub clock: Clock,
+    pub rng: Rng,
+    pub ready: BTreeMap<&'static str, Check>,
+    /// `HOST:PORT` at which clients reach this server, for discovery.
+    pub advertised: String,
+    /// Ends running watches when the server stops.
+    pub shutdown: CancellationToken,
+}
+
+impl ServerConfig {
+    /// A server without admission, reviews, tokens and nodes.
+    pub fn new(
+        store: Arc<dyn Store>,
+        kinds: Vec<Kind>,
+        authenticator: Arc<dyn Authenticator>,
+        authorizer: Arc<dyn Authorizer>,
+        clock: Clock,
+        rng: Rng,
+    ) -> Self {
+        Self {
+            store,
+            kinds,
+            authenticator,
+            authorizer,
+            admission: Chain::default(),
+            reviewer: Arc::new(Absent),
+            tokens: Arc::new(Absent),
+            node_dialer: Arc::new(Absent),
+            clock,
+            rng,
+            ready: BTreeMap::new(),
+            advertised: "127.0.0.1:6443".to_owned(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+}
+
+pub struct Server {
+    pub registry: Arc<Registry>,
+    pub(crate) authenticator: Arc<dyn Authenticator>,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) node_dialer: Arc<dyn NodeDialer>,
+    pub(crate) ready: BTreeMap<&'static str, Check>,
+    pub(crate) discovery: Discovery,
+    pub(crate) openapi: OpenApi,
+    pub(crate) encodings: Arc<Encodings>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Server {
+    pub fn new(config: ServerConfig) -> Arc<Self> {
+        let catalog = Catalog::new(config.kinds);
+        Arc::new(Self {
+            discovery: Discovery::new(&catalog, &config.advertised),
+            openapi: OpenApi::new(&catalog),
+            registry: Arc::new(Registry {
+                store: config.store,
+                catalog,
+                admission: config.admission,
+                reviewer: config.reviewer,
+                tokens: config.tokens,
+                clock: config.clock,
+                rng: config.rng,
+            }),
+            authenticator: config.authenticator,
+            authorizer: config.authorizer,
+            node_dialer: config.node_dialer,
+            ready: config.ready,
+            encodings: Arc::default(),
+            shutdown: config.shutdown,
+        })
+    }
+
+    /// A client in this process, acting as `user`: through the same authorization, admission and registry as over HTTP.
+    pub fn local(self: &Arc<Self>, user: User) -> client::Client {
+        client::Client::new(Arc::new(Local::new(self.clone(), user)))
+    }
+}
