@@ -164,7 +164,8 @@ fn set_orders(original: &mut Object, patch: &mut Object, context: Context<'_>) -
         let change = patch.get(name).cloned().map(list).transpose()?;
         check_order(change.as_deref().unwrap_or_default(), &order, member.merge_key)?;
         let old = original.get(name).filter(|old| !old.is_null()).cloned().map(list).transpose()?;
-        let server_order = old.clone().unwrap_or_default();
+        let server_order =
+            server_order(old.as_deref().unwrap_or_default(), change.as_deref().unwrap_or_default(), member);
         let (merged, items) = match (old, change) {
             (None, None) => continue,
             (Some(old), None) => (old.clone(), old),
@@ -182,6 +183,22 @@ fn set_orders(original: &mut Object, patch: &mut Object, context: Context<'_>) -
         patch.remove(name);
     }
     Ok(())
+}
+
+/// The order that server-only items are kept in: the old list's, where added items take the places of deleted ones.
+fn server_order(old: &[Value], change: &[Value], member: Member<'_>) -> Vec<Value> {
+    let Some(key) = member.merge_key.filter(|_| member.strategy.merge) else {
+        return old.to_vec();
+    };
+    let names = |list: &[Value], item: &Value| list.iter().any(|other| other.get(key) == item.get(key));
+    let directive = |item: &&Value, name: &str| item.get(DIRECTIVE).is_some_and(|directive| directive == name);
+    if change.iter().any(|item| directive(&item, "replace")) {
+        return old.to_vec();
+    }
+    let deleted: Vec<Value> = change.iter().filter(|item| directive(item, "delete")).cloned().collect();
+    let kept = old.iter().filter(|item| !names(&deleted, item));
+    let added = change.iter().filter(|item| item.get(DIRECTIVE).is_none() && !names(old, item));
+    kept.chain(added).take(old.len()).cloned().collect()
 }
 
 fn merge_list(old: Vec<Value>, change: Vec<Value>, member: Member<'_>) -> Result<Vec<Value>, Error> {
