@@ -174,8 +174,9 @@ impl Socket {
         Ok(Self { fd, sequence: 0 })
     }
 
-    pub fn fd(&self) -> &OwnedFd {
-        &self.fd
+    /// For waiting with other descriptors.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     /// Sends one message and waits until the kernel has carried it out.
