@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use api::field;
 use api::key::GroupResource;
+use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -16,6 +17,8 @@ use crate::table;
 pub struct Kind {
     pub names: Names,
     pub scope: Scope,
+    /// The rule for `metadata.name`: empty when it is kept.
+    pub name: fn(&str) -> Vec<String>,
     /// The storage version, to which the others convert, is first.
     pub versions: Vec<Version>,
     pub verbs: &'static [Verb],
@@ -184,6 +187,7 @@ impl Kind {
                 categories: Vec::new(),
             },
             scope: Scope::Namespaced,
+            name: names::is_dns1123_subdomain,
             versions: vec![Version {
                 group: group.into(),
                 version: version.into(),

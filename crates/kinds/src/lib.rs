@@ -3,6 +3,7 @@
 pub mod apps;
 pub mod coordination;
 pub mod core;
+mod diff;
 pub mod discovery;
 pub mod kind;
 pub mod networking;

@@ -5,6 +5,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::deployment_validation;
 use crate::core::pod_default::pod_spec;
 use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::strategy::{generation, keep_status, only_status, same, spec_changed};
@@ -13,10 +14,19 @@ use crate::value::{copy, default, default_text, number, object, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).preparing(prepare),
+        strategy: Strategy::none()
+            .defaulting(fill)
+            .preparing(prepare)
+            .validating(deployment_validation::validate)
+            .warning(deployment_validation::warnings),
         subresources: vec![
             Subresource::scale(),
-            Subresource::status(Strategy::none().defaulting(fill).preparing(prepare_status)),
+            Subresource::status(
+                Strategy::none()
+                    .defaulting(fill)
+                    .preparing(prepare_status)
+                    .validating(deployment_validation::validate_status),
+            ),
         ],
         columns: vec![
             Column::name(),

@@ -1,4 +1,6 @@
 //! Kinds of the apps group.
 
 pub mod deployment;
+mod deployment_validation;
 pub mod replica_set;
+mod template;

@@ -2,19 +2,26 @@
 //!
 //! Source: kubernetes `pkg/registry/apps/replicaset/strategy.go`.
 
+use api::field::Error;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::template;
 use crate::core::pod_default::pod_spec;
+use crate::core::pod_warnings;
 use crate::kind::{Column, Kind, Strategy, Subresource};
-use crate::strategy::{generation, keep_status, spec_changed};
+use crate::place::Place;
+use crate::strategy::{generation, keep_status, same, spec_changed};
 use crate::table;
 use crate::value::{default, number, object};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).preparing(prepare),
-        subresources: vec![Subresource::scale(), Subresource::status(Strategy::status().defaulting(fill))],
+        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate).warning(warnings),
+        subresources: vec![
+            Subresource::scale(),
+            Subresource::status(Strategy::status().defaulting(fill).validating(validate_status)),
+        ],
         columns: vec![
             Column::name(),
             Column::number("Desired", "How many pods are wanted."),
@@ -41,6 +48,34 @@ fn fill(set: &mut Value) {
 fn prepare(set: &mut Value, old: Option<&Value>) {
     keep_status(set, old, &json!({"replicas": 0}));
     generation(set, old, spec_changed);
+}
+
+fn validate(set: &Value, old: Option<&Value>) -> Vec<Error> {
+    let spec = Place::root(set).child("spec");
+    let mut errors = Vec::new();
+    spec.child("replicas").not_negative(&mut errors);
+    spec.child("minReadySeconds").not_negative(&mut errors);
+    template::validate(&spec, old, &mut errors);
+    errors
+}
+
+fn validate_status(set: &Value, _old: Option<&Value>) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let parts = ["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
+    let others = ["observedGeneration", "terminatingReplicas"];
+    template::counts(&Place::root(set).child("status"), &parts, &others, &mut errors);
+    errors
+}
+
+fn warnings(set: &Value, old: Option<&Value>) -> Vec<String> {
+    if old.is_some_and(|old| same(&old["spec"], &set["spec"])) {
+        return Vec::new();
+    }
+    let name = if old.is_none() { template::name_warning(set) } else { None };
+    let template = Place::root(set).child("spec").child("template");
+    let mut warnings: Vec<String> = name.into_iter().collect();
+    warnings.extend(pod_warnings::pod(&template.child("metadata"), &template.child("spec")));
+    warnings
 }
 
 fn row(set: &Value, now: Timestamp) -> Vec<Value> {

@@ -4,10 +4,13 @@
 
 use std::time::Duration;
 
+use api::field::Error;
+use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::kind::{Column, Conversion, Kind, Strategy, Version};
+use crate::place::Place;
 use crate::table;
 use crate::value::{is_empty, number, remove, set, text};
 
@@ -16,7 +19,7 @@ const TTL: Duration = Duration::from_secs(3600);
 
 pub fn kind() -> Kind {
     let mut kind = Kind {
-        strategy: Strategy::none().defaulting(|_| ()),
+        strategy: Strategy::none().defaulting(|_| ()).validating(validate),
         columns: vec![
             Column::text("Last Seen", "How long ago it was seen last."),
             Column::text("Type", "Normal or Warning; new types may appear."),
@@ -69,6 +72,39 @@ fn from_core(event: &mut Value) {
             set(event, new, value);
         }
     }
+}
+
+/// Source: kubernetes `pkg/apis/core/validation/events.go`, `legacyValidateEvent`, which holds for both groups.
+fn validate(event: &Value, _old: Option<&Value>) -> Vec<Error> {
+    let root = Place::root(event);
+    let namespace = text(&event["metadata"]["namespace"]);
+    let about = root.child("involvedObject").child("namespace");
+    let mut errors = Vec::new();
+    let wrong = if !root.child("eventTime").is_set() {
+        let expected: &[&str] = if about.is_empty() { &["", "default"] } else { &[about.text()] };
+        !expected.contains(&namespace)
+    } else {
+        about.is_empty() && !matches!(namespace, "default" | "kube-system")
+    };
+    if wrong {
+        errors.push(Error::invalid(&about.path, about.text(), "does not match event.namespace"));
+    }
+    if !root.child("eventTime").is_set() {
+        return errors;
+    }
+    let component = root.child("reportingComponent");
+    component.must_be_set(&mut errors);
+    component.keep(names::is_qualified_name, &mut errors);
+    for (field, limit) in [("reportingInstance", 128), ("action", 128), ("reason", 128), ("message", 1024)] {
+        let place = root.child(field);
+        if field != "message" {
+            place.must_be_set(&mut errors);
+        }
+        if place.text().len() > limit {
+            errors.push(Error::invalid(&place.path, "", format!("can have at most {limit} characters")));
+        }
+    }
+    errors
 }
 
 fn row(event: &Value, now: Timestamp) -> Vec<Value> {

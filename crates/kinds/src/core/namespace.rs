@@ -2,21 +2,24 @@
 //!
 //! Source: kubernetes `pkg/registry/core/namespace/strategy.go`.
 
+use api::field::{Error, Path};
+use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::kind::{Action, Column, Kind, Strategy, Subresource, Verb};
+use crate::place::Place;
 use crate::strategy::keep_status;
 use crate::table;
 use crate::value::{copy, default_text, items, object, set, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).preparing(prepare),
+        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate),
         verbs: &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch],
         subresources: vec![
             Subresource { name: "finalize", body: None, verbs: &[Verb::Update], action: Action::Finalize },
-            Subresource::status(Strategy::status()),
+            Subresource::status(Strategy::status().validating(validate_status)),
         ],
         columns: vec![
             Column::name(),
@@ -24,6 +27,7 @@ pub fn kind() -> Kind {
             Column::age(),
         ],
         row: Box::new(row),
+        name: names::is_dns1123_label,
         fields: Box::new(|namespace| {
             vec![
                 ("status.phase", text(&namespace["status"]["phase"]).to_owned()),
@@ -61,6 +65,33 @@ fn prepare(namespace: &mut Value, old: Option<&Value>) {
         finalizers.push(json!(FINALIZER));
         set(spec, "finalizers", finalizers);
     }
+}
+
+/// The finalizers of a namespace, on its main endpoint and on `finalize`.
+pub fn validate(namespace: &Value, _old: Option<&Value>) -> Vec<Error> {
+    let finalizers = Place::root(namespace).child("spec").child("finalizers");
+    let mut errors = Vec::new();
+    for finalizer in finalizers.items() {
+        // Upstream's path leaves the index out.
+        let at = Place::new(finalizer.value, finalizers.path.clone());
+        at.keep(names::is_qualified_name, &mut errors);
+        let standard = matches!(at.text(), "kubernetes" | "orphan" | "foregroundDeletion");
+        if !at.text().contains('/') && !standard {
+            errors.push(at.invalid("name is neither a standard finalizer name nor is it fully qualified"));
+        }
+    }
+    errors
+}
+
+fn validate_status(namespace: &Value, _old: Option<&Value>) -> Vec<Error> {
+    let phase = &namespace["status"]["phase"];
+    let deleting = !namespace["metadata"]["deletionTimestamp"].is_null();
+    let detail = match (deleting, text(phase)) {
+        (false, "Active") | (true, "Terminating") => return Vec::new(),
+        (false, _) => "may only be 'Active' if `deletionTimestamp` is empty",
+        (true, _) => "may only be 'Terminating' if `deletionTimestamp` is not empty",
+    };
+    vec![Error::invalid(&Path::new("status").child("Phase"), text(phase), detail)]
 }
 
 fn row(namespace: &Value, now: Timestamp) -> Vec<Value> {

@@ -4,19 +4,23 @@
 
 use std::collections::BTreeSet;
 
+use api::field::{Error, Path};
+use api::{names, selector};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::core::pod_default::canonical_list;
+use crate::core::pod_validation::quantity;
 use crate::kind::{Column, Kind, Strategy, Subresource};
+use crate::place::Place;
 use crate::strategy::keep_status;
 use crate::table;
 use crate::value::{default, flag, items, object, remove, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).preparing(prepare),
-        subresources: vec![Subresource::status(Strategy::status().defaulting(fill))],
+        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate),
+        subresources: vec![Subresource::status(Strategy::status().defaulting(fill).validating(validate_update))],
         columns: vec![
             Column::name(),
             Column::text("Status", "Whether the node is ready, and whether it takes new pods."),
@@ -56,6 +60,78 @@ fn prepare(node: &mut Value, old: Option<&Value>) {
     }
     if let Some(spec) = node.get_mut("spec") {
         remove(spec, "configSource");
+    }
+}
+
+fn validate(node: &Value, old: Option<&Value>) -> Vec<Error> {
+    let spec = Place::root(node).child("spec");
+    let mut errors = Vec::new();
+    taints(&spec.child("taints"), &mut errors);
+    if old.is_none() {
+        errors.extend(validate_update(node, None));
+    }
+    let ranges = spec.child("podCIDRs");
+    for range in ranges.items() {
+        range.keep(names::is_cidr_for_legacy_field, &mut errors);
+    }
+    let v6 = ranges.items().filter(|range| range.text().contains(':')).count();
+    if ranges.len() > 2 || (ranges.len() == 2 && v6 != 1) {
+        errors.push(ranges.invalid("may specify no more than one CIDR for each IP family"));
+    }
+    if let Some(old) = old {
+        errors.extend(validate_update(node, Some(old)));
+    }
+    errors
+}
+
+/// What holds for every update, the node's own report of its status included.
+fn validate_update(node: &Value, old: Option<&Value>) -> Vec<Error> {
+    let root = Place::root(node);
+    let mut errors = Vec::new();
+    for list in ["capacity", "allocatable"] {
+        for (name, place) in root.child("status").child(list).entries() {
+            // Upstream's path takes the resource for a field.
+            let path = Path::new("status").child(list).child(name);
+            quantity(&Place::new(place.value, path), &mut errors);
+        }
+    }
+    let Some(old) = old else { return errors };
+    let mut seen: Vec<&Value> = Vec::new();
+    for address in root.child("status").child("addresses").items() {
+        if seen.contains(&address.value) {
+            errors.push(address.duplicate());
+        }
+        seen.push(address.value);
+    }
+    let (spec, before) = (root.child("spec"), &old["spec"]);
+    if !items(&before["podCIDRs"]).is_empty() && spec.value["podCIDRs"] != before["podCIDRs"] {
+        let detail = "node updates may not change podCIDR except from \"\" to valid";
+        errors.push(spec.child("podCIDRs").forbidden(detail));
+    }
+    let (had, has) = (text(&before["providerID"]), spec.child("providerID"));
+    if !had.is_empty() && has.text() != had {
+        let what = if has.is_empty() { "cleared" } else { "modified" };
+        errors.push(Error::invalid(&has.path, Value::Null, format!("field cannot be {what} once set")));
+    }
+    errors
+}
+
+fn taints(taints: &Place<'_>, errors: &mut Vec<Error>) {
+    let mut seen = BTreeSet::new();
+    for (i, taint) in taints.items().enumerate() {
+        // Upstream reports taints below the metadata.
+        let taint = Place::new(taint.value, Path::new("metadata").child("taints").index(i));
+        let (key, value, effect) = (taint.child("key"), taint.child("value"), taint.child("effect"));
+        errors.extend(selector::validate_label_name(key.text(), &key.path));
+        let messages = names::is_label_value(value.text());
+        if !messages.is_empty() {
+            errors.push(value.invalid(messages.join(";")));
+        }
+        effect.one_of(&["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
+        if !seen.insert((effect.text(), key.text())) {
+            let detail = "taints must be unique by key and effect pair".to_owned();
+            errors.push(Error { detail, ..taint.duplicate() });
+        }
     }
 }
 

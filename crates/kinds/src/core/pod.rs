@@ -5,7 +5,7 @@
 use api::quantity::Quantity;
 use serde_json::{Value, json};
 
-use crate::core::{pod_default, pod_table};
+use crate::core::{pod_default, pod_table, pod_validation, pod_warnings};
 use crate::kind::{Action, Kind, Strategy, Subresource, Verb};
 use crate::strategy::{generation, keep_status, only_status, spec_changed};
 use crate::value::{copy, flag, is_empty, items, items_mut, set, text};
@@ -13,7 +13,11 @@ use crate::value::{copy, flag, is_empty, items, items_mut, set, text};
 pub fn kind() -> Kind {
     let node = |name, body, verbs| Subresource { name, body, verbs, action: Action::Node };
     Kind {
-        strategy: Strategy::none().defaulting(pod_default::pod).preparing(prepare),
+        strategy: Strategy::none()
+            .defaulting(pod_default::pod)
+            .preparing(prepare)
+            .validating(pod_validation::validate)
+            .warning(pod_warnings::on_create),
         subresources: vec![
             node("attach", Some(("", "v1", "PodAttachOptions")), &[Verb::Create, Verb::Get]),
             Subresource {
@@ -30,7 +34,12 @@ pub fn kind() -> Kind {
             },
             node("exec", Some(("", "v1", "PodExecOptions")), &[Verb::Create, Verb::Get]),
             node("log", None, &[Verb::Get]),
-            Subresource::status(Strategy::none().defaulting(pod_default::pod).preparing(prepare_status)),
+            Subresource::status(
+                Strategy::none()
+                    .defaulting(pod_default::pod)
+                    .preparing(prepare_status)
+                    .validating(pod_validation::validate_status),
+            ),
         ],
         columns: pod_table::columns(),
         row: Box::new(pod_table::row),

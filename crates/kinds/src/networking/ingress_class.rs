@@ -2,17 +2,23 @@
 //!
 //! Source: kubernetes `pkg/registry/networking/ingressclass/strategy.go`.
 
+use api::field::Error;
+use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::kind::{Column, Kind, Strategy};
-use crate::strategy::{generation, spec_changed};
+use crate::place::Place;
+use crate::strategy::{generation, same, spec_changed};
 use crate::table;
 use crate::value::{default, object, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).preparing(|class, old| generation(class, old, spec_changed)),
+        strategy: Strategy::none()
+            .defaulting(fill)
+            .preparing(|class, old| generation(class, old, spec_changed))
+            .validating(validate),
         columns: vec![
             Column::name(),
             Column::text("Controller", "The controller that serves this class."),
@@ -28,6 +34,40 @@ fn fill(class: &mut Value) {
     if let Some(parameters) = object(class, "spec").and_then(|spec| spec.get_mut("parameters")) {
         default(parameters, "scope", "Cluster");
     }
+}
+
+const MAX_CONTROLLER: usize = 250;
+
+fn validate(class: &Value, old: Option<&Value>) -> Vec<Error> {
+    let spec = Place::root(class).child("spec");
+    let controller = spec.child("controller");
+    let mut errors = Vec::new();
+    if old.is_some_and(|old| !same(controller.value, &old["spec"]["controller"])) {
+        errors.push(controller.invalid("field is immutable"));
+    }
+    if controller.text().len() > MAX_CONTROLLER {
+        errors.push(Error::too_long(&controller.path, MAX_CONTROLLER));
+    }
+    controller.require(names::is_domain_prefixed_path, &mut errors);
+    let parameters = spec.child("parameters");
+    if !parameters.is_set() {
+        return errors;
+    }
+    if parameters.child("apiGroup").is_set() {
+        parameters.child("apiGroup").keep(names::is_dns1123_subdomain, &mut errors);
+    }
+    for field in ["kind", "name"] {
+        parameters.child(field).require(names::is_path_segment_name, &mut errors);
+    }
+    let (scope, namespace) = (parameters.child("scope"), parameters.child("namespace"));
+    scope.one_of(&["Cluster", "Namespace"], &mut errors);
+    match (scope.text(), namespace.is_set()) {
+        ("Namespace", false) => errors.push(namespace.required("`parameters.scope` is set to 'Namespace'")),
+        ("Namespace", true) => namespace.keep(names::is_dns1123_label, &mut errors),
+        ("Cluster", true) => errors.push(namespace.forbidden("`parameters.scope` is set to 'Cluster'")),
+        _ => {}
+    }
+    errors
 }
 
 fn row(class: &Value, now: Timestamp) -> Vec<Value> {

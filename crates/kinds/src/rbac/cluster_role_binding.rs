@@ -2,14 +2,15 @@
 //!
 //! Source: kubernetes `pkg/registry/rbac/clusterrolebinding/strategy.go`.
 
-use super::role_binding::{columns, fill, row};
+use super::role_binding::{columns, fill, row, validate};
 use crate::kind::{Kind, Strategy};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill),
+        strategy: Strategy::none().defaulting(fill).validating(|binding, old| validate(binding, old, false)),
         columns: columns(),
         row: Box::new(row),
+        name: api::names::is_path_segment_name,
         create_on_update: true,
         ..Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings")
     }

@@ -1,0 +1,472 @@
+//! Every field of the pod specification: built, or refused with a message. Nothing is accepted and ignored.
+//!
+//! One table, walked along with an incoming pod or template; a test walks the schema with it, so that a field of a new
+//! release cannot slip through. A refused field may be set to what it means when it is absent.
+
+use api::field::Error;
+use serde_json::Value;
+
+use crate::place::Place;
+
+/// What is done about a field.
+#[derive(Clone, Copy)]
+pub enum Support {
+    Built,
+    /// An object, or a list of objects, of a type that has fields of its own here.
+    Of(&'static str),
+    /// Refused when it is set at all.
+    Refused(&'static str),
+    /// Refused unless its value is fine where it stands.
+    Unless(fn(&Value, &Context) -> bool, &'static str),
+    /// A map of which only some keys are built; gives the message for the others.
+    Keys(fn(&str) -> Option<&'static str>),
+}
+
+/// What the meaning of a field depends on beside its own value.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    pub host_network: bool,
+    /// Inside of an init container.
+    pub init: bool,
+}
+
+use Support::{Built, Keys, Of, Refused, Unless};
+
+/// An error for every field that is set to something that is not built.
+pub fn check(spec: &Place<'_>) -> Vec<Error> {
+    let context = Context { host_network: spec.child("hostNetwork").is_true(), init: false };
+    let mut errors = Vec::new();
+    walk("PodSpec", spec, context, &mut errors);
+    errors
+}
+
+fn walk(of: &str, place: &Place<'_>, context: Context, errors: &mut Vec<Error>) {
+    let fields = fields_of(of);
+    for (name, _) in place.value.as_object().into_iter().flatten() {
+        // A field that the schema does not have is the schema's to complain about.
+        let Some((_, support)) = fields.iter().find(|(field, _)| field == name) else { continue };
+        let field = place.child(name);
+        let context = Context { init: context.init || name == "initContainers", ..context };
+        match support {
+            Built => {}
+            Of(inner) if field.value.is_array() => field.items().for_each(|item| walk(inner, &item, context, errors)),
+            Of(inner) => walk(inner, &field, context, errors),
+            Refused(_) if is_absent(field.value) => {}
+            Refused(why) => errors.push(refusal(&field, why)),
+            Unless(fine, why) => {
+                if !is_absent(field.value) && !fine(field.value, &context) {
+                    errors.push(refusal(&field, why));
+                }
+            }
+            Keys(refuse) => {
+                let refused = field.entries().filter_map(|(key, entry)| refuse(key).map(|why| refusal(&entry, why)));
+                errors.extend(refused);
+            }
+        }
+    }
+}
+
+/// The error for a field that is refused.
+pub fn refusal(place: &Place<'_>, why: &str) -> Error {
+    place.forbidden(format!("not supported yet by coracle: {why}"))
+}
+
+/// Lists and strings mean nothing when they are empty; an empty object may well mean something, such as a volume.
+fn is_absent(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
+    }
+}
+
+/// The fields of a type, or none for a type that is not in the table.
+pub fn fields_of(of: &str) -> &'static [(&'static str, Support)] {
+    TABLE.iter().find(|(name, _)| *name == of).map_or(&[], |(_, fields)| fields)
+}
+
+const NO_WINDOWS: &str = "nodes run Linux only";
+const NO_SELINUX: &str = "SELinux labels are not set";
+const NO_APPARMOR: &str = "AppArmor profiles are not loaded";
+const NO_STORAGE: &str = "persistent volumes are not built; use a hostPath";
+const NO_REMOTE: &str = "this kind of volume is not mounted; mount it on the host and use a hostPath";
+const NO_DRA: &str = "dynamic resource allocation is not built";
+const NO_RESIZE: &str = "containers are not resized in place";
+const NO_RULES: &str = "single containers have no restart policy, except restartPolicy Always of init containers";
+const NO_SPREADING: &str =
+    "the scheduler does not place pods by where other pods are; use nodeSelector or nodeAffinity";
+const NO_OWNER: &str = "files of this volume belong to root and fsGroup";
+const NO_HOST_PORT: &str = "host ports are not forwarded; use hostNetwork, a NodePort Service or an Ingress";
+
+fn resource(name: &str) -> Option<&'static str> {
+    match name {
+        "cpu" | "memory" => None,
+        "ephemeral-storage" => Some("disk usage of containers is not limited"),
+        _ if name.starts_with("hugepages-") => Some("huge pages are not handed out"),
+        _ => Some("extended resources are not handed out"),
+    }
+}
+
+fn equals(expected: &'static str, value: &Value) -> bool {
+    value.as_str() == Some(expected)
+}
+
+type Fields = &'static [(&'static str, Support)];
+
+static TABLE: &[(&str, Fields)] = &[
+    ("PodSpec", POD_SPEC),
+    ("Container", CONTAINER),
+    ("Volume", VOLUME),
+    (
+        "Affinity",
+        &[("nodeAffinity", Built), ("podAffinity", Refused(NO_SPREADING)), ("podAntiAffinity", Refused(NO_SPREADING))],
+    ),
+    (
+        "PodSecurityContext",
+        &[
+            ("appArmorProfile", Refused(NO_APPARMOR)),
+            ("fsGroup", Built),
+            ("fsGroupChangePolicy", Built),
+            ("runAsGroup", Built),
+            ("runAsNonRoot", Built),
+            ("runAsUser", Built),
+            ("seLinuxChangePolicy", Refused(NO_SELINUX)),
+            ("seLinuxOptions", Refused(NO_SELINUX)),
+            ("seccompProfile", Built),
+            ("supplementalGroups", Built),
+            ("supplementalGroupsPolicy", Built),
+            ("sysctls", Of("Sysctl")),
+            ("windowsOptions", Refused(NO_WINDOWS)),
+        ],
+    ),
+    (
+        "Sysctl",
+        &[
+            (
+                "name",
+                Unless(
+                    |name, _| name.as_str().is_some_and(is_safe_sysctl),
+                    "only the safe sysctls can be set: those that belong to the pod alone and cannot harm the node",
+                ),
+            ),
+            ("value", Built),
+        ],
+    ),
+    (
+        "SecurityContext",
+        &[
+            ("allowPrivilegeEscalation", Built),
+            ("appArmorProfile", Refused(NO_APPARMOR)),
+            ("capabilities", Built),
+            ("privileged", Built),
+            (
+                "procMount",
+                Unless(
+                    |value, _| equals("Default", value),
+                    "the masked paths of /proc need user namespaces to be shown",
+                ),
+            ),
+            ("readOnlyRootFilesystem", Built),
+            ("runAsGroup", Built),
+            ("runAsNonRoot", Built),
+            ("runAsUser", Built),
+            ("seLinuxOptions", Refused(NO_SELINUX)),
+            ("seccompProfile", Built),
+            ("windowsOptions", Refused(NO_WINDOWS)),
+        ],
+    ),
+    ("ResourceRequirements", &[("claims", Refused(NO_DRA)), ("limits", Keys(resource)), ("requests", Keys(resource))]),
+    (
+        "ContainerPort",
+        &[
+            ("containerPort", Built),
+            ("hostIP", Refused(NO_HOST_PORT)),
+            ("hostPort", Unless(|port, context| context.host_network || port.as_i64() == Some(0), NO_HOST_PORT)),
+            ("name", Built),
+            ("protocol", Built),
+        ],
+    ),
+    ("EnvVar", &[("name", Built), ("value", Built), ("valueFrom", Of("EnvVarSource"))]),
+    (
+        "EnvVarSource",
+        &[
+            ("configMapKeyRef", Built),
+            ("fieldRef", Built),
+            ("fileKeyRef", Refused("variables are not read from files")),
+            ("resourceFieldRef", Of("ResourceFieldSelector")),
+            ("secretKeyRef", Built),
+        ],
+    ),
+    (
+        "ResourceFieldSelector",
+        &[
+            ("containerName", Built),
+            ("divisor", Built),
+            (
+                "resource",
+                Unless(
+                    |name, _| {
+                        let name = name.as_str().and_then(|name| name.split_once('.'));
+                        name.is_none_or(|(_, name)| resource(name).is_none())
+                    },
+                    "only cpu and memory are limited",
+                ),
+            ),
+        ],
+    ),
+    (
+        "VolumeMount",
+        &[
+            ("bindMountOptions", Refused("mounts take no further options")),
+            ("mountPath", Built),
+            ("mountPropagation", Built),
+            ("name", Built),
+            ("readOnly", Built),
+            ("recursiveReadOnly", Built),
+            ("subPath", Built),
+            ("subPathExpr", Built),
+        ],
+    ),
+    ("Lifecycle", &[("postStart", Of("LifecycleHandler")), ("preStop", Of("LifecycleHandler")), ("stopSignal", Built)]),
+    (
+        "LifecycleHandler",
+        // Upstream's tcpSocket is deprecated and fails when it runs; so it does here.
+        &[("exec", Built), ("httpGet", Of("HTTPGetAction")), ("sleep", Built), ("tcpSocket", Built)],
+    ),
+    (
+        "Probe",
+        &[
+            ("exec", Built),
+            ("failureThreshold", Built),
+            ("grpc", Of("GRPCAction")),
+            ("httpGet", Of("HTTPGetAction")),
+            ("initialDelaySeconds", Built),
+            ("periodSeconds", Built),
+            ("successThreshold", Built),
+            ("tcpSocket", Built),
+            ("terminationGracePeriodSeconds", Built),
+            ("timeoutSeconds", Built),
+        ],
+    ),
+    (
+        "HTTPGetAction",
+        &[
+            ("host", Built),
+            ("httpHeaders", Built),
+            ("path", Built),
+            ("port", Built),
+            ("protocol", Unless(|value, _| equals("HTTP1", value), "probes speak HTTP/1.1")),
+            ("scheme", Built),
+        ],
+    ),
+    (
+        "GRPCAction",
+        &[
+            ("mode", Unless(|value, _| equals("Plaintext", value), "gRPC probes do not speak TLS")),
+            ("port", Built),
+            ("service", Built),
+        ],
+    ),
+    (
+        "EmptyDirVolumeSource",
+        &[
+            (
+                "medium",
+                Unless(|value, _| equals("Memory", value), "an emptyDir is on disk, or in memory with medium Memory"),
+            ),
+            ("mode", Refused("an emptyDir has mode 0777")),
+            // A limit for the disk depends on the medium beside it: see `pod_validation/volumes.rs`.
+            ("sizeLimit", Built),
+        ],
+    ),
+    (
+        "SecretVolumeSource",
+        &[
+            ("defaultMode", Built),
+            ("defaultUser", Refused(NO_OWNER)),
+            ("items", Of("KeyToPath")),
+            ("optional", Built),
+            ("secretName", Built),
+        ],
+    ),
+    (
+        "ConfigMapVolumeSource",
+        &[
+            ("defaultMode", Built),
+            ("defaultUser", Refused(NO_OWNER)),
+            ("items", Of("KeyToPath")),
+            ("name", Built),
+            ("optional", Built),
+        ],
+    ),
+    (
+        "DownwardAPIVolumeSource",
+        &[("defaultMode", Built), ("defaultUser", Refused(NO_OWNER)), ("items", Of("DownwardAPIVolumeFile"))],
+    ),
+    (
+        "DownwardAPIVolumeFile",
+        &[
+            ("fieldRef", Built),
+            ("mode", Built),
+            ("path", Built),
+            ("resourceFieldRef", Of("ResourceFieldSelector")),
+            ("user", Refused(NO_OWNER)),
+        ],
+    ),
+    ("KeyToPath", &[("key", Built), ("mode", Built), ("path", Built), ("user", Refused(NO_OWNER))]),
+    (
+        "ProjectedVolumeSource",
+        &[("defaultMode", Built), ("defaultUser", Refused(NO_OWNER)), ("sources", Of("VolumeProjection"))],
+    ),
+    (
+        "VolumeProjection",
+        &[
+            ("clusterTrustBundle", Refused("there are no ClusterTrustBundles")),
+            ("configMap", Of("ConfigMapProjection")),
+            ("downwardAPI", Of("DownwardAPIProjection")),
+            ("podCertificate", Refused("there are no PodCertificateRequests")),
+            ("secret", Of("SecretProjection")),
+            ("serviceAccountToken", Of("ServiceAccountTokenProjection")),
+        ],
+    ),
+    ("ConfigMapProjection", &[("items", Of("KeyToPath")), ("name", Built), ("optional", Built)]),
+    ("SecretProjection", &[("items", Of("KeyToPath")), ("name", Built), ("optional", Built)]),
+    ("DownwardAPIProjection", &[("items", Of("DownwardAPIVolumeFile"))]),
+    (
+        "ServiceAccountTokenProjection",
+        &[("audience", Built), ("expirationSeconds", Built), ("path", Built), ("user", Refused(NO_OWNER))],
+    ),
+];
+
+const POD_SPEC: Fields = &[
+    ("activeDeadlineSeconds", Built),
+    ("affinity", Of("Affinity")),
+    ("automountServiceAccountToken", Built),
+    ("containers", Of("Container")),
+    ("dnsConfig", Built),
+    ("dnsPolicy", Built),
+    ("enableServiceLinks", Built),
+    ("ephemeralContainers", Refused("debugging containers are not added to running pods; use kubectl exec")),
+    ("evictionResponders", Refused("there are no EvictionRequests")),
+    ("hostAliases", Built),
+    ("hostIPC", Built),
+    ("hostNetwork", Built),
+    ("hostPID", Built),
+    ("hostUsers", Unless(|value, _| value.as_bool() == Some(true), "pods have no user namespaces of their own")),
+    ("hostname", Built),
+    ("hostnameOverride", Refused("use hostname and subdomain")),
+    ("imagePullSecrets", Built),
+    ("initContainers", Of("Container")),
+    ("nodeName", Built),
+    ("nodeSelector", Built),
+    ("os", Unless(|os, _| equals("linux", &os["name"]), NO_WINDOWS)),
+    ("overhead", Refused("there are no RuntimeClasses")),
+    ("preemptionPolicy", Built),
+    ("priority", Built),
+    ("priorityClassName", Built),
+    ("readinessGates", Built),
+    ("resourceClaims", Refused(NO_DRA)),
+    ("resources", Refused("resources are given to containers, not to pods")),
+    ("restartPolicy", Built),
+    ("runtimeClassName", Refused("there are no RuntimeClasses")),
+    ("schedulerName", Built),
+    ("schedulingGates", Built),
+    ("schedulingGroup", Refused("pods are scheduled one by one")),
+    ("securityContext", Of("PodSecurityContext")),
+    ("serviceAccount", Built),
+    ("serviceAccountName", Built),
+    ("setHostnameAsFQDN", Built),
+    ("shareProcessNamespace", Built),
+    ("subdomain", Built),
+    ("terminationGracePeriodSeconds", Built),
+    ("tolerations", Built),
+    ("topologySpreadConstraints", Refused(NO_SPREADING)),
+    ("volumes", Of("Volume")),
+];
+
+const CONTAINER: Fields = &[
+    ("args", Built),
+    ("command", Built),
+    ("env", Of("EnvVar")),
+    ("envFrom", Built),
+    ("image", Built),
+    ("imagePullPolicy", Built),
+    ("lifecycle", Of("Lifecycle")),
+    ("livenessProbe", Of("Probe")),
+    ("name", Built),
+    ("ports", Of("ContainerPort")),
+    ("readinessProbe", Of("Probe")),
+    ("resizePolicy", Refused(NO_RESIZE)),
+    ("resources", Of("ResourceRequirements")),
+    ("restartPolicy", Unless(|policy, context| context.init && equals("Always", policy), NO_RULES)),
+    ("restartPolicyRules", Refused(NO_RULES)),
+    ("securityContext", Of("SecurityContext")),
+    ("startupProbe", Of("Probe")),
+    ("stdin", Built),
+    ("stdinOnce", Built),
+    ("terminationMessagePath", Built),
+    ("terminationMessagePolicy", Built),
+    ("tty", Built),
+    ("volumeDevices", Refused(NO_STORAGE)),
+    ("volumeMounts", Of("VolumeMount")),
+    ("workingDir", Built),
+];
+
+const VOLUME: Fields = &[
+    ("awsElasticBlockStore", Refused(NO_REMOTE)),
+    ("azureDisk", Refused(NO_REMOTE)),
+    ("azureFile", Refused(NO_REMOTE)),
+    ("cephfs", Refused(NO_REMOTE)),
+    ("cinder", Refused(NO_REMOTE)),
+    ("configMap", Of("ConfigMapVolumeSource")),
+    ("csi", Refused("there are no CSI drivers; use a hostPath")),
+    ("downwardAPI", Of("DownwardAPIVolumeSource")),
+    ("emptyDir", Of("EmptyDirVolumeSource")),
+    ("ephemeral", Refused(NO_STORAGE)),
+    ("fc", Refused(NO_REMOTE)),
+    ("flexVolume", Refused(NO_REMOTE)),
+    ("flocker", Refused(NO_REMOTE)),
+    ("gcePersistentDisk", Refused(NO_REMOTE)),
+    ("gitRepo", Refused("clone in an init container into an emptyDir")),
+    ("glusterfs", Refused(NO_REMOTE)),
+    ("hostPath", Built),
+    ("image", Refused("images are not mounted as volumes")),
+    ("iscsi", Refused(NO_REMOTE)),
+    ("name", Built),
+    ("nfs", Refused(NO_REMOTE)),
+    ("persistentVolumeClaim", Refused(NO_STORAGE)),
+    ("photonPersistentDisk", Refused(NO_REMOTE)),
+    ("portworxVolume", Refused(NO_REMOTE)),
+    ("projected", Of("ProjectedVolumeSource")),
+    ("quobyte", Refused(NO_REMOTE)),
+    ("rbd", Refused(NO_REMOTE)),
+    ("scaleIO", Refused(NO_REMOTE)),
+    ("secret", Of("SecretVolumeSource")),
+    ("storageos", Refused(NO_REMOTE)),
+    ("vsphereVolume", Refused(NO_REMOTE)),
+];
+
+/// The sysctls that a pod may set: namespaced, and isolated from the node and from other pods.
+///
+/// Source: kubernetes `pkg/kubelet/sysctl/safe_sysctls.go`.
+pub fn is_safe_sysctl(name: &str) -> bool {
+    const SAFE: [&str; 14] = [
+        "kernel.shm_rmid_forced",
+        "net.ipv4.ip_local_port_range",
+        "net.ipv4.tcp_syncookies",
+        "net.ipv4.ping_group_range",
+        "net.ipv4.ip_unprivileged_port_start",
+        "net.ipv4.ip_local_reserved_ports",
+        "net.ipv4.tcp_keepalive_time",
+        "net.ipv4.tcp_fin_timeout",
+        "net.ipv4.tcp_keepalive_intvl",
+        "net.ipv4.tcp_keepalive_probes",
+        "net.ipv4.tcp_rmem",
+        "net.ipv4.tcp_wmem",
+        "net.ipv4.tcp_slow_start_after_idle",
+        "net.ipv4.tcp_notsent_lowat",
+    ];
+    // Both separators name the same file.
+    SAFE.contains(&name.replace('/', ".").as_str())
+}

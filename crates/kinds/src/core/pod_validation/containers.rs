@@ -1,0 +1,139 @@
+//! Containers: names, images, ports, resources.
+
+use std::collections::BTreeSet;
+
+use api::field::Error;
+use api::names;
+use api::quantity::Quantity;
+
+use super::{Pod, env, handlers, security, volumes};
+use crate::place::Place;
+
+pub(super) fn validate(pod: &Pod<'_>, errors: &mut Vec<Error>) {
+    let (containers, inits) = (pod.spec.child("containers"), pod.spec.child("initContainers"));
+    let mut names = BTreeSet::new();
+    if containers.is_empty() {
+        errors.push(containers.required(""));
+    }
+    for container in containers.items() {
+        common(&container, pod, errors);
+        unique_name(&container, &mut names, errors);
+        handlers::validate(&container, pod, errors);
+    }
+    unique_host_ports(containers.items(), &containers, errors);
+    for container in inits.items() {
+        common(&container, pod, errors);
+        unique_name(&container, &mut names, errors);
+        // Init containers run one after the other, so that each may use any port; upstream checks each by itself.
+        unique_host_ports([container.clone()].into_iter(), &inits, errors);
+        if container.child("restartPolicy").is("Always") {
+            handlers::validate(&container, pod, errors);
+        } else {
+            handlers::forbid(&container, errors);
+        }
+    }
+}
+
+fn unique_name<'a>(container: &Place<'a>, names: &mut BTreeSet<&'a str>, errors: &mut Vec<Error>) {
+    let name = container.child("name");
+    if !name.is_empty() && !names.insert(name.text()) {
+        errors.push(name.duplicate());
+    }
+}
+
+fn common(container: &Place<'_>, pod: &Pod<'_>, errors: &mut Vec<Error>) {
+    container.child("name").require(names::is_dns1123_label, errors);
+    container.child("image").must_be_set(errors);
+    container.child("terminationMessagePolicy").one_of(&["File", "FallbackToLogsOnError"], errors);
+    ports(&container.child("ports"), errors);
+    env::variables(container, errors);
+    volumes::mounts(container, pod, errors);
+    container.child("imagePullPolicy").one_of(&["Always", "IfNotPresent", "Never"], errors);
+    resources(&container.child("resources"), errors);
+    security::container(&container.child("securityContext"), pod, errors);
+}
+
+fn ports(ports: &Place<'_>, errors: &mut Vec<Error>) {
+    let mut names_seen = BTreeSet::new();
+    for port in ports.items() {
+        let name = port.child("name");
+        if !name.is_empty() {
+            let messages = names::is_port_name(name.text());
+            if messages.is_empty() && !names_seen.insert(name.text()) {
+                errors.push(name.duplicate());
+            }
+            errors.extend(messages.into_iter().map(|message| name.invalid(message)));
+        }
+        let (own, host) = (port.child("containerPort"), port.child("hostPort"));
+        if own.number() == 0 {
+            errors.push(own.required(""));
+        } else {
+            own.port_number(errors);
+        }
+        if host.number() != 0 {
+            host.port_number(errors);
+        }
+        port.child("protocol").one_of(&["SCTP", "TCP", "UDP"], errors);
+    }
+}
+
+fn unique_host_ports<'a>(containers: impl Iterator<Item = Place<'a>>, list: &Place<'_>, errors: &mut Vec<Error>) {
+    let mut seen = BTreeSet::new();
+    for (i, container) in containers.enumerate() {
+        for (j, port) in container.child("ports").items().enumerate() {
+            let number = port.child("hostPort").number();
+            let key = format!("{}/{}/{number}", port.child("protocol").text(), port.child("hostIP").text());
+            if number != 0 && !seen.insert(key.clone()) {
+                let path = list.path.index(i).child("ports").index(j).child("hostPort");
+                errors.push(Error::duplicate(&path, key));
+            }
+        }
+    }
+}
+
+/// Quantities and their relation; which resources there are is for `pod_support` to say.
+fn resources(resources: &Place<'_>, errors: &mut Vec<Error>) {
+    let (limits, requests) = (resources.child("limits"), resources.child("requests"));
+    for (name, limit) in limits.entries() {
+        resource_name(name, &limit, errors);
+        quantity(&limit, errors);
+    }
+    for (name, request) in requests.entries() {
+        resource_name(name, &request, errors);
+        let amount = quantity(&request, errors);
+        let limit = limits.child(name);
+        if let (Some(amount), true, Ok(most)) = (amount, limit.is_set(), Quantity::from_json(limit.value))
+            && amount > most
+        {
+            let detail = format!("must be less than or equal to {name} limit of {most}");
+            errors.push(Error::invalid(&requests.path, amount.to_string(), detail));
+        }
+    }
+}
+
+fn resource_name(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) {
+    let messages = names::is_qualified_name(name);
+    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    if messages.is_empty() && !name.contains('/') && !standard {
+        errors.push(Error::invalid(&place.path, name, "must be a standard resource type or fully qualified"));
+        errors.push(Error::invalid(&place.path, name, "must be a standard resource for containers"));
+    }
+    errors.extend(messages.into_iter().map(|message| Error::invalid(&place.path, name, message)));
+}
+
+/// The amount, when it is one.
+pub fn quantity(place: &Place<'_>, errors: &mut Vec<Error>) -> Option<Quantity> {
+    match Quantity::from_json(place.value) {
+        Ok(amount) => {
+            if amount.is_negative() {
+                let detail = "must be greater than or equal to 0";
+                errors.push(Error::invalid(&place.path, amount.to_string(), detail));
+            }
+            Some(amount)
+        }
+        Err(error) => {
+            errors.push(place.invalid(error.to_string()));
+            None
+        }
+    }
+}
