@@ -5,7 +5,14 @@
 //! upstream's `pkg/kubelet`.
 
 pub mod backoff;
+pub mod exec;
+pub mod hooks;
+pub mod http_get;
+pub mod logs;
 pub mod plan;
 pub mod pod_machine;
 pub mod pod_status;
+pub mod probes;
 pub mod resources;
+pub mod sources;
+pub mod volumes;

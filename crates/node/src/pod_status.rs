@@ -152,7 +152,10 @@ impl Machine {
 
     /// `state` and `lastState`.
     fn states(&self, index: usize, slot: &Slot, initializing: bool, unknown: bool) -> (ContainerState, ContainerState) {
-        let ended = |exit: &Option<Exit>| ContainerState { terminated: exit.as_ref().map(terminated), ..ContainerState::default() };
+        let ended = |exit: &Option<Exit>| ContainerState {
+            terminated: exit.as_ref().map(terminated),
+            ..ContainerState::default()
+        };
         if let State::Running(running) = &slot.state {
             if !running.hook {
                 let started_at = Some(api_time(running.started_at));
@@ -194,8 +197,13 @@ impl Machine {
         phase: &str,
         now: Timestamp,
     ) -> Vec<PodCondition> {
-        let foreign: Vec<PodCondition> =
-            old.conditions.iter().flatten().filter(|condition| !OWNED.contains(&condition.type_.as_str())).cloned().collect();
+        let foreign: Vec<PodCondition> = old
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|condition| !OWNED.contains(&condition.type_.as_str()))
+            .cloned()
+            .collect();
         let all: Vec<&ContainerStatus> = init.iter().chain(main).collect();
         let sandbox = match self.sandbox {
             Sandbox::Ready => Verdict::yes(),
@@ -215,7 +223,9 @@ impl Machine {
         for (name, verdict) in owned {
             let status = if verdict.is { "True" } else { "False" };
             let before = self.conditions.iter().find(|condition| condition.type_ == name);
-            let since = before.filter(|condition| condition.status == status).and_then(|condition| condition.last_transition_time.clone());
+            let since = before
+                .filter(|condition| condition.status == status)
+                .and_then(|condition| condition.last_transition_time.clone());
             conditions.push(PodCondition {
                 type_: name.to_owned(),
                 status: status.to_owned(),
@@ -350,7 +360,8 @@ fn initialized(spec: &PodSpec, all: &[&ContainerStatus], phase: &str) -> Verdict
     }
     let (mut unknown, mut incomplete) = (Vec::new(), Vec::new());
     for container in spec.init_containers.iter().flatten() {
-        let done = |status: &ContainerStatus| if is_sidecar(container) { status.started == Some(true) } else { status.ready };
+        let done =
+            |status: &ContainerStatus| if is_sidecar(container) { status.started == Some(true) } else { status.ready };
         match named(all, &container.name) {
             None => unknown.push(container.name.as_str()),
             Some(status) if !done(status) => incomplete.push(container.name.as_str()),
@@ -368,7 +379,8 @@ fn initialized(spec: &PodSpec, all: &[&ContainerStatus], phase: &str) -> Verdict
 
 fn state_of(status: &ContainerStatus) -> (bool, Option<i32>, bool, Option<i32>) {
     let state = status.state.as_ref();
-    let code = |state: Option<&ContainerState>| state.and_then(|state| state.terminated.as_ref()).map(|end| end.exit_code);
+    let code =
+        |state: Option<&ContainerState>| state.and_then(|state| state.terminated.as_ref()).map(|end| end.exit_code);
     (
         state.is_some_and(|state| state.running.is_some()),
         code(state),
@@ -390,7 +402,11 @@ fn phase(
     let (mut unknown, mut running, mut waiting, mut stopped, mut stuck, mut succeeded) = (0, 0, 0, 0, 0, 0);
     for container in spec.init_containers.iter().flatten() {
         let Some(status) = named(&all, &container.name) else {
-            if is_sidecar(container) { unknown += 1 } else { pending_init += 1 }
+            if is_sidecar(container) {
+                unknown += 1
+            } else {
+                pending_init += 1
+            }
             continue;
         };
         let (runs, ended, waits, last) = state_of(status);
@@ -445,4 +461,3 @@ fn phase(
     }
     "Pending"
 }
-

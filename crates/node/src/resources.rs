@@ -109,7 +109,8 @@ pub fn qos(spec: &PodSpec) -> Qos {
 
 fn qos_of(each: &[(Amounts, Amounts)]) -> Qos {
     let counted = |amounts: &Amounts| -> Amounts {
-        let relevant = amounts.iter().filter(|(name, amount)| matches!(name.as_str(), "cpu" | "memory") && !amount.is_zero());
+        let relevant =
+            amounts.iter().filter(|(name, amount)| matches!(name.as_str(), "cpu" | "memory") && !amount.is_zero());
         relevant.map(|(name, amount)| (name.clone(), *amount)).collect()
     };
     let (mut requests, mut limits, mut limited) = (Amounts::new(), Amounts::new(), true);
@@ -122,7 +123,8 @@ fn qos_of(each: &[(Amounts, Amounts)]) -> Qos {
     if requests.is_empty() && limits.is_empty() {
         return Qos::BestEffort;
     }
-    let equal = requests.len() == limits.len() && requests.iter().all(|(name, amount)| limits.get(name) == Some(amount));
+    let equal =
+        requests.len() == limits.len() && requests.iter().all(|(name, amount)| limits.get(name) == Some(amount));
     if limited && equal { Qos::Guaranteed } else { Qos::Burstable }
 }
 
@@ -174,15 +176,17 @@ pub fn pod_cgroup(spec: &PodSpec) -> Resources {
     let (requests, limits) = (of_pod(spec, Side::Requests), of_pod(spec, Side::Limits));
     let bounded = |name: &str| {
         side(spec.resources.as_ref(), Side::Limits).contains_key(name)
-            || spec
-                .containers
-                .iter()
-                .chain(spec.init_containers.iter().flatten())
-                .all(|container| of_container(container, Side::Limits).get(name).is_some_and(|amount| !amount.is_zero()))
+            || spec.containers.iter().chain(spec.init_containers.iter().flatten()).all(|container| {
+                of_container(container, Side::Limits).get(name).is_some_and(|amount| !amount.is_zero())
+            })
     };
     let (cpu_bounded, memory_bounded) = (bounded("cpu"), bounded("memory"));
     Resources {
-        cpu_shares: Some(if qos(spec) == Qos::BestEffort { MIN_SHARES } else { shares(millis(&requests).unwrap_or(0)) }),
+        cpu_shares: Some(if qos(spec) == Qos::BestEffort {
+            MIN_SHARES
+        } else {
+            shares(millis(&requests).unwrap_or(0))
+        }),
         cpu_quota: if cpu_bounded { quota(millis(&limits).unwrap_or(0)) } else { None },
         memory_limit: if memory_bounded { bytes(&limits) } else { None },
         pids_limit: Some(PIDS_LIMIT),
@@ -225,7 +229,8 @@ mod tests {
 
     #[test]
     fn class_follows_requests_and_limits() {
-        let check = |containers: Vec<Value>, expected| assert_eq!(qos(&spec(json!({"containers": containers}))), expected);
+        let check =
+            |containers: Vec<Value>, expected| assert_eq!(qos(&spec(json!({"containers": containers}))), expected);
         let both = json!({"cpu": "1", "memory": "1Gi"});
         check(vec![asks(json!({}), json!({}))], Qos::BestEffort);
         check(vec![asks(both.clone(), json!({"cpu": "1000m", "memory": "1024Mi"}))], Qos::Guaranteed);
@@ -249,7 +254,8 @@ mod tests {
     fn cgroup_numbers_are_the_kubelets() {
         assert_eq!([shares(0), shares(1), shares(100), shares(1000)], [2, 2, 102, 1024]);
         assert_eq!([quota(0), quota(5), quota(500)], [None, Some(1000), Some(50_000)]);
-        let one = spec(json!({"containers": [asks(json!({"memory": "64Mi"}), json!({"memory": "128Mi"})), {"name": "d"}]}));
+        let one =
+            spec(json!({"containers": [asks(json!({"memory": "64Mi"}), json!({"memory": "128Mi"})), {"name": "d"}]}));
         assert_eq!(pod_cgroup(&one).memory_limit, None, "one container without a limit leaves the pod without");
     }
 

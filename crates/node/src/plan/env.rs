@@ -47,13 +47,17 @@ pub fn environment(
         let prefix = source.prefix.as_deref().unwrap_or_default();
         if let Some(wanted) = &source.config_map_ref {
             match from.config_map(&wanted.name) {
-                Some(found) => own.extend(found.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), v.clone()))),
+                Some(found) => {
+                    own.extend(found.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), v.clone())))
+                }
                 None if wanted.optional == Some(true) => {}
                 None => return Err(format!("configmap {:?} not found", wanted.name)),
             }
         } else if let Some(wanted) = &source.secret_ref {
             match from.secret(&wanted.name) {
-                Some(found) => own.extend(found.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), text(&v.0)))),
+                Some(found) => {
+                    own.extend(found.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), text(&v.0))))
+                }
                 None if wanted.optional == Some(true) => {}
                 None => return Err(format!("secret {:?} not found", wanted.name)),
             }
@@ -70,16 +74,29 @@ pub fn environment(
                 Some(resource_field(pod, Some(container), resource, facts)?)
             } else if let Some(key) = &source.config_map_key_ref {
                 let found = from.config_map(&key.name);
-                key_of(found.as_deref().map(|map| map.data.iter().flatten().find(|(k, _)| **k == key.key).map(|(_, v)| v.clone())), key.optional, || format!("configmap {:?} not found", key.name), || {
-                    format!("couldn't find key {} in ConfigMap {namespace}/{}", key.key, key.name)
-                })?
+                key_of(
+                    found
+                        .as_deref()
+                        .map(|map| map.data.iter().flatten().find(|(k, _)| **k == key.key).map(|(_, v)| v.clone())),
+                    key.optional,
+                    || format!("configmap {:?} not found", key.name),
+                    || format!("couldn't find key {} in ConfigMap {namespace}/{}", key.key, key.name),
+                )?
             } else if let Some(key) = &source.secret_key_ref {
                 let found = from.secret(&key.name);
-                key_of(found.as_deref().map(|secret| secret.data.iter().flatten().find(|(k, _)| **k == key.key).map(|(_, v)| text(&v.0))), key.optional, || format!("secret {:?} not found", key.name), || {
-                    format!("couldn't find key {} in Secret {namespace}/{}", key.key, key.name)
-                })?
+                key_of(
+                    found.as_deref().map(|secret| {
+                        secret.data.iter().flatten().find(|(k, _)| **k == key.key).map(|(_, v)| text(&v.0))
+                    }),
+                    key.optional,
+                    || format!("secret {:?} not found", key.name),
+                    || format!("couldn't find key {} in Secret {namespace}/{}", key.key, key.name),
+                )?
             } else {
-                return Err(format!("env[{}].valueFrom: this source is not supported, use fieldRef, resourceFieldRef, configMapKeyRef or secretKeyRef", variable.name));
+                return Err(format!(
+                    "env[{}].valueFrom: this source is not supported, use fieldRef, resourceFieldRef, configMapKeyRef or secretKeyRef",
+                    variable.name
+                ));
             }
         } else {
             Some(String::new())
@@ -142,8 +159,9 @@ pub fn service_variables(services: &[Service], namespace: &str, links: bool) -> 
         !ip.is_empty() && ip != "None"
     };
     let field = |text: &Option<String>| text.clone().unwrap_or_default();
-    let is_master =
-        |service: &Service| field(&service.metadata.namespace) == "default" && field(&service.metadata.name) == "kubernetes";
+    let is_master = |service: &Service| {
+        field(&service.metadata.namespace) == "default" && field(&service.metadata.name) == "kubernetes"
+    };
     let of_namespace = |service: &&Service| links && field(&service.metadata.namespace) == namespace;
     let chosen = services.iter().filter(has_ip).filter(|service| is_master(service) || of_namespace(service));
     // A service called `kubernetes` in the pod's own namespace wins over the cluster's.
@@ -274,7 +292,8 @@ pub fn resource_field(
     let set = resources::of_container(container, side).get(name).copied();
     let fallback = (side == Side::Limits).then(|| facts.allocatable.get(name).copied()).flatten();
     let amount = set.or(fallback).unwrap_or(Quantity::ZERO);
-    let divisor = field.divisor.as_ref().and_then(|text| text.0.parse::<Quantity>().ok()).filter(|divisor| !divisor.is_zero());
+    let divisor =
+        field.divisor.as_ref().and_then(|text| text.0.parse::<Quantity>().ok()).filter(|divisor| !divisor.is_zero());
     let divisor = divisor.unwrap_or_else(|| Quantity::from_millis(1000));
     let (amount, divisor) =
         if name == "cpu" { (amount.millis(), divisor.millis()) } else { (amount.value(), divisor.value()) };
@@ -355,10 +374,14 @@ mod tests {
 
     #[test]
     fn missing_sources_are_named() {
-        let check_source = |source: Value, expected| check(json!({"env": [{"name": "A", "valueFrom": source}]}), Err(expected));
+        let check_source =
+            |source: Value, expected| check(json!({"env": [{"name": "A", "valueFrom": source}]}), Err(expected));
         check_source(json!({"secretKeyRef": {"name": "none", "key": "k"}}), "secret \"none\" not found");
         check_source(json!({"secretKeyRef": {"name": "door", "key": "k"}}), "couldn't find key k in Secret shop/door");
-        check_source(json!({"configMapKeyRef": {"name": "settings", "key": "k"}}), "couldn't find key k in ConfigMap shop/settings");
+        check_source(
+            json!({"configMapKeyRef": {"name": "settings", "key": "k"}}),
+            "couldn't find key k in ConfigMap shop/settings",
+        );
         check(json!({"envFrom": [{"configMapRef": {"name": "none"}}]}), Err("configmap \"none\" not found"));
     }
 

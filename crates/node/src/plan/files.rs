@@ -37,7 +37,10 @@ pub fn kernel_host_name(pod: &Pod, cluster_domain: &str) -> Result<String, Strin
     }
     let name = format!("{name}.{domain}");
     if name.len() > HOSTNAME_MAX + 1 {
-        return Err(format!("failed to construct FQDN from pod hostname and cluster domain, FQDN {name} is too long (64 characters is the max, {} characters requested)", name.len()));
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {name} is too long (64 characters is the max, {} characters requested)",
+            name.len()
+        ));
     }
     Ok(name)
 }
@@ -174,7 +177,11 @@ fn cluster_first(pod: &Pod, cluster: &ClusterDns, host: &Dns) -> Dns {
     }
     searches.extend(host.searches.iter().cloned());
     unique(&mut searches);
-    Dns { servers: cluster.servers.iter().map(ToString::to_string).collect(), searches, options: vec!["ndots:5".to_owned()] }
+    Dns {
+        servers: cluster.servers.iter().map(ToString::to_string).collect(),
+        searches,
+        options: vec!["ndots:5".to_owned()],
+    }
 }
 
 fn extend(dns: &mut Dns, own: &PodDNSConfig) {
@@ -221,14 +228,17 @@ mod tests {
     use super::*;
 
     fn pod(spec: Value) -> Pod {
-        let mut whole = json!({"metadata": {"name": "web-0", "namespace": "shop", "uid": "u"}, "spec": {"containers": []}});
+        let mut whole =
+            json!({"metadata": {"name": "web-0", "namespace": "shop", "uid": "u"}, "spec": {"containers": []}});
         whole["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         serde_json::from_value(whole).unwrap()
     }
 
     fn check_dns(spec: Value, expect: Expect) {
         let cluster = ClusterDns { servers: vec!["10.96.0.10".parse().unwrap()], domain: "cluster.local".to_owned() };
-        let host = Dns::parse("# by hand\nnameserver 192.0.2.1\nsearch old.example\nsearch lan. .\noptions rotate timeout:1\n");
+        let host = Dns::parse(
+            "# by hand\nnameserver 192.0.2.1\nsearch old.example\nsearch lan. .\noptions rotate timeout:1\n",
+        );
         let (dns, warnings) = dns(&pod(spec), &cluster, &host);
         let warnings: String = warnings.iter().map(|(reason, text)| format!("! {reason}: {text}\n")).collect();
         expect.assert_eq(&(dns.text() + &warnings));
@@ -280,9 +290,12 @@ mod tests {
                 ! DNSConfigForming: Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: 10.96.0.10 1.1.1.1 8.8.8.8
             "#]],
         );
-        check_dns(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}}), expect![[r#"
+        check_dns(
+            json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}}),
+            expect![[r#"
             nameserver 1.1.1.1
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

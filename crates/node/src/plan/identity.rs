@@ -34,7 +34,12 @@ impl Accounts {
         self.passwd.lines().filter_map(|line| {
             let mut fields = line.split(':');
             let (name, _, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-            Some(Account { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: fields.nth(1).unwrap_or_default() })
+            Some(Account {
+                name,
+                uid: uid.parse().ok()?,
+                gid: gid.parse().ok()?,
+                home: fields.nth(1).unwrap_or_default(),
+            })
         })
     }
 
@@ -52,7 +57,10 @@ impl Accounts {
     }
 }
 
-fn contexts<'a>(pod: &'a Pod, container: &'a Container) -> (Option<&'a PodSecurityContext>, Option<&'a SecurityContext>) {
+fn contexts<'a>(
+    pod: &'a Pod,
+    container: &'a Container,
+) -> (Option<&'a PodSecurityContext>, Option<&'a SecurityContext>) {
     (pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()), container.security_context.as_ref())
 }
 
@@ -88,7 +96,9 @@ pub fn resolve(pod: &Pod, container: &Container, image_user: &str, accounts: &Ac
         None if image_name.is_empty() => (0, true),
         None => (image_uid(image_name, accounts)?, true),
     };
-    let account = accounts.accounts().find(|account| account.uid == uid && (!from_image || image_name.parse::<u32>().is_ok() || account.name == image_name));
+    let account = accounts.accounts().find(|account| {
+        account.uid == uid && (!from_image || image_name.parse::<u32>().is_ok() || account.name == image_name)
+    });
     let account = account.or_else(|| accounts.accounts().find(|account| account.uid == uid));
     let gid = match run_as_group {
         Some(gid) => number(gid, "runAsGroup")?,
@@ -119,7 +129,9 @@ fn image_uid(name: &str, accounts: &Accounts) -> Result<u32, String> {
         return Ok(uid);
     }
     let account = accounts.accounts().find(|account| account.name == name);
-    account.map(|account| account.uid).ok_or_else(|| format!("unable to find user {name}: no matching entries in passwd file"))
+    account
+        .map(|account| account.uid)
+        .ok_or_else(|| format!("unable to find user {name}: no matching entries in passwd file"))
 }
 
 fn check_non_root(pod: &Pod, container: &Container, run_as_user: Option<i64>, image: &str) -> Result<(), String> {
@@ -131,7 +143,9 @@ fn check_non_root(pod: &Pod, container: &Container, run_as_user: Option<i64>, im
         (Some(0), _) => Err(format!("container's runAsUser breaks non-root policy {place}")),
         (Some(_), _) => Ok(()),
         (None, Ok(0)) => Err(format!("container has runAsNonRoot and image will run as root {place}")),
-        (None, Err(_)) if image.is_empty() => Err(format!("container has runAsNonRoot and image will run as root {place}")),
+        (None, Err(_)) if image.is_empty() => {
+            Err(format!("container has runAsNonRoot and image will run as root {place}"))
+        }
         (None, Err(_)) => Err(format!(
             "container has runAsNonRoot and image has non-numeric user ({image}), cannot verify user is non-root {place}"
         )),
@@ -166,10 +180,32 @@ mod tests {
     #[test]
     fn non_root_is_refused_in_upstreams_words() {
         let non_root = || json!({"runAsNonRoot": true});
-        check(json!({"runAsNonRoot": true, "runAsUser": 0}), json!({}), "1000", Err("container's runAsUser breaks non-root policy (pod: \"p_n(u)\", container: c)"));
-        check(non_root(), json!({}), "0", Err("container has runAsNonRoot and image will run as root (pod: \"p_n(u)\", container: c)"));
-        check(non_root(), json!({}), "", Err("container has runAsNonRoot and image will run as root (pod: \"p_n(u)\", container: c)"));
-        check(non_root(), json!({}), "static", Err("container has runAsNonRoot and image has non-numeric user (static), cannot verify user is non-root (pod: \"p_n(u)\", container: c)"));
+        check(
+            json!({"runAsNonRoot": true, "runAsUser": 0}),
+            json!({}),
+            "1000",
+            Err("container's runAsUser breaks non-root policy (pod: \"p_n(u)\", container: c)"),
+        );
+        check(
+            non_root(),
+            json!({}),
+            "0",
+            Err("container has runAsNonRoot and image will run as root (pod: \"p_n(u)\", container: c)"),
+        );
+        check(
+            non_root(),
+            json!({}),
+            "",
+            Err("container has runAsNonRoot and image will run as root (pod: \"p_n(u)\", container: c)"),
+        );
+        check(
+            non_root(),
+            json!({}),
+            "static",
+            Err(
+                "container has runAsNonRoot and image has non-numeric user (static), cannot verify user is non-root (pod: \"p_n(u)\", container: c)",
+            ),
+        );
         check(non_root(), json!({"runAsUser": 100}), "static", Ok("100:101 [101, 33] /srv"));
         check(non_root(), json!({"runAsNonRoot": false}), "0", Ok("0:0 [0] /root"));
     }
@@ -184,8 +220,18 @@ mod tests {
 
     #[test]
     fn groups_are_merged_unless_strict() {
-        check(json!({"runAsUser": 100, "supplementalGroups": [7], "fsGroup": 2000}), json!({}), "", Ok("100:101 [101, 33, 7, 2000] /srv"));
-        check(json!({"runAsUser": 100, "supplementalGroups": [7], "supplementalGroupsPolicy": "Strict"}), json!({}), "", Ok("100:101 [101, 7] /srv"));
+        check(
+            json!({"runAsUser": 100, "supplementalGroups": [7], "fsGroup": 2000}),
+            json!({}),
+            "",
+            Ok("100:101 [101, 33, 7, 2000] /srv"),
+        );
+        check(
+            json!({"runAsUser": 100, "supplementalGroups": [7], "supplementalGroupsPolicy": "Strict"}),
+            json!({}),
+            "",
+            Ok("100:101 [101, 7] /srv"),
+        );
         check(json!({"runAsGroup": 44}), json!({}), "", Ok("0:44 [44] /root"));
         check(json!({"runAsUser": 4_294_967_296_i64}), json!({}), "", Err("runAsUser 4294967296 is not a valid id"));
     }

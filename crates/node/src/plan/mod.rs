@@ -122,7 +122,8 @@ pub fn container(inputs: &Inputs<'_>) -> Result<Spec, PlanError> {
     let profile = seccomp_of(inputs, privileged, &capabilities)?;
     let unmasked = privileged || context.is_some_and(|context| context.proc_mount.as_deref() == Some("Unmasked"));
     // A privileged container may always gain privileges. Source: `AddNoNewPrivileges`.
-    let no_new_privileges = !privileged && context.is_some_and(|context| context.allow_privilege_escalation == Some(false));
+    let no_new_privileges =
+        !privileged && context.is_some_and(|context| context.allow_privilege_escalation == Some(false));
     let user = &inputs.identity.user;
     let env = variables(inputs);
     let arguments = arguments(inputs)?;
@@ -173,7 +174,8 @@ fn capabilities(container: &Container) -> Result<Vec<String>, PlanError> {
     if is_privileged(container) {
         return resolve_capabilities(&["ALL".to_owned()], &[]);
     }
-    let wanted = container.security_context.as_ref().and_then(|context| context.capabilities.clone()).unwrap_or_default();
+    let wanted =
+        container.security_context.as_ref().and_then(|context| context.capabilities.clone()).unwrap_or_default();
     resolve_capabilities(&wanted.add.unwrap_or_default(), &wanted.drop.unwrap_or_default())
 }
 
@@ -188,7 +190,11 @@ pub fn seccomp_profile<'a>(pod: &'a Pod, container: &'a Container) -> Option<&'a
     own.or_else(of_pod)
 }
 
-fn seccomp_of(inputs: &Inputs<'_>, privileged: bool, capabilities: &[String]) -> Result<Option<LinuxSeccomp>, PlanError> {
+fn seccomp_of(
+    inputs: &Inputs<'_>,
+    privileged: bool,
+    capabilities: &[String],
+) -> Result<Option<LinuxSeccomp>, PlanError> {
     if privileged {
         return Ok(None);
     }
@@ -199,10 +205,14 @@ fn seccomp_of(inputs: &Inputs<'_>, privileged: bool, capabilities: &[String]) ->
         "Localhost" => {
             let name = profile.and_then(|profile| profile.localhost_profile.as_deref()).unwrap_or_default();
             let file = inputs.seccomp_file.ok_or_else(|| {
-                PlanError::Create(format!("cannot load seccomp profile {name:?}: no such file below the seccomp directory"))
+                PlanError::Create(format!(
+                    "cannot load seccomp profile {name:?}: no such file below the seccomp directory"
+                ))
             })?;
             let parsed = seccomp::parse_profile(file, capabilities);
-            parsed.map(Some).map_err(|error| PlanError::Create(format!("cannot load seccomp profile {name:?}: {error}")))
+            parsed
+                .map(Some)
+                .map_err(|error| PlanError::Create(format!("cannot load seccomp profile {name:?}: {error}")))
         }
         _ => Ok(Some(seccomp::runtime_default(capabilities))),
     }
@@ -373,7 +383,9 @@ pub fn pod(pod: &Pod, cluster_domain: &str, log_root: &std::path::Path) -> Resul
         return Err("spec.hostUsers: false is not supported on this node yet: user namespaces are not built".to_owned());
     }
     if let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
-        return Err(format!("spec.runtimeClassName: runtime handler for {class:?} not found, this node has only the default"));
+        return Err(format!(
+            "spec.runtimeClassName: runtime handler for {class:?} not found, this node has only the default"
+        ));
     }
     let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
     Ok(PodPlan {

@@ -27,27 +27,62 @@ pub enum Event {
     /// The object is gone from the API without waiting for us.
     Removed,
     /// The pod has to go, and its phase becomes Failed.
-    Evicted { reason: String, message: String, grace: SignedDuration },
+    Evicted {
+        reason: String,
+        message: String,
+        grace: SignedDuration,
+    },
     VolumesReady,
     /// Not all volumes could be set up; the next attempt waits for a back-off or for a source to change.
     VolumesFailed,
     /// A source that failed before may have changed: a Secret, a ConfigMap, a mount.
     SourcesChanged,
-    SandboxReady { ips: Vec<String> },
-    SandboxFailed { message: String },
+    SandboxReady {
+        ips: Vec<String>,
+    },
+    SandboxFailed {
+        message: String,
+    },
     /// The shim died and took its containers with it.
     SandboxLost,
     SandboxGone,
     VolumesGone,
-    ImageReady { container: String, image_id: String },
-    ImageFailed { container: String, reason: String, message: String },
+    ImageReady {
+        container: String,
+        image_id: String,
+    },
+    ImageFailed {
+        container: String,
+        reason: String,
+        message: String,
+    },
     Started(Started),
-    StartFailed { container: String, reason: String, message: String, exit: Option<Exit> },
-    PostStartDone { container: String, id: String, failed: Option<String> },
-    PreStopDone { container: String, id: String },
-    Exited { container: String, exit: Exit },
+    StartFailed {
+        container: String,
+        reason: String,
+        message: String,
+        exit: Option<Exit>,
+    },
+    PostStartDone {
+        container: String,
+        id: String,
+        failed: Option<String>,
+    },
+    PreStopDone {
+        container: String,
+        id: String,
+    },
+    Exited {
+        container: String,
+        exit: Exit,
+    },
     /// A probe passed its threshold.
-    Probed { container: String, id: String, kind: ProbeKind, healthy: bool },
+    Probed {
+        container: String,
+        id: String,
+        kind: ProbeKind,
+        healthy: bool,
+    },
     /// Time passed.
     Tick,
 }
@@ -124,17 +159,46 @@ pub enum Signal {
 pub enum Effect {
     MountVolumes,
     CreateSandbox,
-    EnsureImage { container: String },
-    StartContainer { container: String, attempt: i32 },
-    PostStart { container: String, id: String },
-    PreStop { container: String, id: String, until: Timestamp },
-    Signal { container: String, id: String, signal: Signal },
+    EnsureImage {
+        container: String,
+    },
+    StartContainer {
+        container: String,
+        attempt: i32,
+    },
+    PostStart {
+        container: String,
+        id: String,
+    },
+    PreStop {
+        container: String,
+        id: String,
+        until: Timestamp,
+    },
+    Signal {
+        container: String,
+        id: String,
+        signal: Signal,
+    },
     /// Begins to probe; a probe of the same kind on the container's earlier run is replaced.
-    StartProbe { container: String, id: String, kind: ProbeKind, started_at: Timestamp },
-    StopProbe { container: String, kind: ProbeKind },
+    StartProbe {
+        container: String,
+        id: String,
+        kind: ProbeKind,
+        started_at: Timestamp,
+    },
+    StopProbe {
+        container: String,
+        kind: ProbeKind,
+    },
     RemoveSandbox,
     UnmountVolumes,
-    Record { warning: bool, reason: &'static str, message: String, container: Option<String> },
+    Record {
+        warning: bool,
+        reason: &'static str,
+        message: String,
+        container: Option<String>,
+    },
     /// Nothing of the pod is left on the node.
     Finish,
 }
@@ -219,7 +283,8 @@ impl Machine {
     pub fn reject(pod: Arc<Pod>, reason: &str, message: &str, now: Timestamp) -> Self {
         let mut machine = Self::adopt(pod, Adopted::default(), now);
         machine.rejected = true;
-        machine.stop = Some(Stop { grace: SignedDuration::ZERO, failed: Some((reason.to_owned(), message.to_owned())) });
+        machine.stop =
+            Some(Stop { grace: SignedDuration::ZERO, failed: Some((reason.to_owned(), message.to_owned())) });
         machine
     }
 
@@ -242,7 +307,8 @@ impl Machine {
             if let Some(status) = before {
                 slot.remember(status);
             }
-            let mut runs: Vec<&AdoptedContainer> = found.containers.iter().filter(|run| run.name == slot.name).collect();
+            let mut runs: Vec<&AdoptedContainer> =
+                found.containers.iter().filter(|run| run.name == slot.name).collect();
             runs.sort_by_key(|run| run.attempt);
             adopt_runs(slot, before.copied(), &runs);
             slot.stale = lost && slot.exit.is_some();
@@ -315,7 +381,8 @@ impl Machine {
             Event::VolumesReady => (self.volumes, self.volume_failures) = (Volumes::Ready, 0),
             Event::VolumesFailed => {
                 // Source: nestedpendingoperations, exponentialbackoff: 500 ms doubled to 2 min 2 s.
-                let delay = SignedDuration::from_millis(500 << self.volume_failures.min(8)).min(SignedDuration::from_secs(122));
+                let delay =
+                    SignedDuration::from_millis(500 << self.volume_failures.min(8)).min(SignedDuration::from_secs(122));
                 self.volume_failures += 1;
                 self.volumes = Volumes::Failed { retry_at: after(now, delay) };
             }
@@ -504,9 +571,7 @@ fn adopt_runs(slot: &mut Slot, before: Option<&ContainerStatus>, runs: &[&Adopte
             }
         }
     }
-    let was_running = before
-        .and_then(|status| status.state.as_ref())
-        .is_some_and(|state| state.running.is_some());
+    let was_running = before.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some());
     if runs.is_empty() && was_running {
         let id = slot.id.clone().unwrap_or_default();
         let message = "The container could not be located when the pod was deleted.  The container used to be Running";

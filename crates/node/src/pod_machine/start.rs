@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::container::{Role, Running, State, should_restart, restarts_on_probe_failure};
+use super::container::{Role, Running, State, restarts_on_probe_failure, should_restart};
 use super::{Effect, Exit, Machine, ProbeKind, Sandbox, Started, Volumes, after};
 use crate::backoff::go_duration;
 
@@ -138,7 +138,11 @@ impl Machine {
             let pod = self.pod_text();
             let message = format!("Back-off restarting failed container {name} in pod {pod}");
             self.record(true, "BackOff", message, Some(&name));
-            self.wait(index, "CrashLoopBackOff", format!("back-off {delay} restarting failed container={name} pod={pod}"));
+            self.wait(
+                index,
+                "CrashLoopBackOff",
+                format!("back-off {delay} restarting failed container={name} pod={pod}"),
+            );
         }
         self.wake(until);
         true

@@ -73,8 +73,8 @@ impl Machine {
             let slot = &self.slots[index];
             slot.state == State::Idle && slot.exit.is_some() && !self.may_start(index)
         };
-        let failed_init =
-            (0..self.slots.len()).any(|index| self.slots[index].role == Role::Init && !self.slots[index].succeeded() && ended(index));
+        let failed_init = (0..self.slots.len())
+            .any(|index| self.slots[index].role == Role::Init && !self.slots[index].succeeded() && ended(index));
         let mut mains = (0..self.slots.len()).filter(|index| self.slots[*index].role == Role::Main).peekable();
         failed_init || (mains.peek().is_some() && mains.all(ended))
     }
@@ -98,7 +98,9 @@ impl Machine {
         restart: bool,
         now: Timestamp,
     ) {
-        let (Some(container), Some(spec)) = (self.container(&self.slots[index].name), self.pod.spec.as_ref()) else { return };
+        let (Some(container), Some(spec)) = (self.container(&self.slots[index].name), self.pod.spec.as_ref()) else {
+            return;
+        };
         let grace = grace_of(container, spec, failed);
         self.stop_container(index, message, grace, Some(restart), now);
     }
@@ -115,8 +117,10 @@ impl Machine {
         let (Some(id), pod_stops) = (self.slots[index].id.clone(), self.stop.is_some()) else { return };
         let Some(container) = self.container(&name) else { return };
         let hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
-        let probes =
-            [(ProbeKind::Startup, container.startup_probe.is_some()), (ProbeKind::Liveness, container.liveness_probe.is_some())];
+        let probes = [
+            (ProbeKind::Startup, container.startup_probe.is_some()),
+            (ProbeKind::Liveness, container.liveness_probe.is_some()),
+        ];
         let Some(running) = self.slots[index].running() else { return };
         let kill_at = after(now, grace);
         if let Some(stopping) = &mut running.stopping {

@@ -37,7 +37,9 @@ impl Script {
 
     fn event(&mut self, words: &[&str]) -> Event {
         let container = || words[1].to_owned();
-        let id = |machine: &Machine, name: &str| machine.slots.iter().find(|s| s.name == name).and_then(|s| s.id.clone()).unwrap_or_default();
+        let id = |machine: &Machine, name: &str| {
+            machine.slots.iter().find(|s| s.name == name).and_then(|s| s.id.clone()).unwrap_or_default()
+        };
         match words[0] {
             "volumes" => Event::VolumesReady,
             "no-volumes" => Event::VolumesFailed,
@@ -46,10 +48,19 @@ impl Script {
             "volumes-gone" => Event::VolumesGone,
             "lost" => Event::SandboxLost,
             "image" => Event::ImageReady { container: container(), image_id: "sha256:1".to_owned() },
-            "no-image" => Event::ImageFailed { container: container(), reason: "ErrImagePull".to_owned(), message: "down".to_owned() },
+            "no-image" => Event::ImageFailed {
+                container: container(),
+                reason: "ErrImagePull".to_owned(),
+                message: "down".to_owned(),
+            },
             "start" => {
                 self.runs += 1;
-                Event::Started(Started { container: container(), id: format!("id{}", self.runs), at: self.now, user: None })
+                Event::Started(Started {
+                    container: container(),
+                    id: format!("id{}", self.runs),
+                    at: self.now,
+                    user: None,
+                })
             }
             "no-start" => Event::StartFailed {
                 container: container(),
@@ -106,14 +117,19 @@ impl Script {
                 Effect::StopProbe { container, kind } => format!("unprobe {container} {kind:?}"),
                 Effect::PreStop { container, .. } => format!("pre-stop {container}"),
                 Effect::PostStart { container, .. } => format!("post-start {container}"),
-                Effect::MountVolumes | Effect::CreateSandbox | Effect::RemoveSandbox | Effect::UnmountVolumes | Effect::Finish => {
+                Effect::MountVolumes
+                | Effect::CreateSandbox
+                | Effect::RemoveSandbox
+                | Effect::UnmountVolumes
+                | Effect::Finish => {
                     format!("{effect:?}")
                 }
             };
             writeln!(self.out, "    {text}").unwrap();
         }
         let status = self.machine.status(&[], self.now);
-        let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+        let containers =
+            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
         let containers: Vec<String> = containers.map(shown).collect();
         let mut phase = status.phase.unwrap_or_default();
         if let Some(reason) = status.reason {
@@ -125,7 +141,12 @@ impl Script {
 
 fn shown(status: &ContainerStatus) -> String {
     let state = status.state.clone().unwrap_or_default();
-    let last = status.last_state.clone().unwrap_or_default().terminated.map_or(String::new(), |end| format!("<{}", end.exit_code));
+    let last = status
+        .last_state
+        .clone()
+        .unwrap_or_default()
+        .terminated
+        .map_or(String::new(), |end| format!("<{}", end.exit_code));
     let state = match (state.waiting, state.running, state.terminated) {
         (Some(waiting), _, _) => waiting.reason.unwrap_or_default(),
         (_, Some(_), _) => "running".to_owned(),
@@ -293,7 +314,20 @@ fn init_containers_run_in_order_and_sidecars_stay() {
     after_start(
         spec,
         &[],
-        &["image i", "start i", "exit i 0", "image s", "start s", "up s yes", "image a", "start a", "exit a 0", "exit s 143", "sandbox-gone", "volumes-gone"],
+        &[
+            "image i",
+            "start i",
+            "exit i 0",
+            "image s",
+            "start s",
+            "up s yes",
+            "image a",
+            "start a",
+            "exit a 0",
+            "exit s 143",
+            "sandbox-gone",
+            "volumes-gone",
+        ],
         expect![[r#"
             image i
                 run i/0
@@ -389,7 +423,9 @@ fn a_failed_init_container_fails_the_pod_that_never_restarts() {
 fn a_failed_liveness_probe_restarts_the_container() {
     let probe = json!({"exec": {"command": ["x"]}});
     after_start(
-        one(json!({"livenessProbe": {"exec": {"command": ["x"]}, "terminationGracePeriodSeconds": 3}, "readinessProbe": probe})),
+        one(
+            json!({"livenessProbe": {"exec": {"command": ["x"]}, "terminationGracePeriodSeconds": 3}, "readinessProbe": probe}),
+        ),
         &["image a"],
         &["start a", "ready a yes", "live a no", "wait 3", "exit a 137"],
         expect![[r#"
@@ -582,7 +618,8 @@ fn adopt(exit: Option<Exit>, alive: bool) -> Script {
         started_at: "2026-11-23T10:00:05Z".parse().unwrap(),
         exit,
     }];
-    let found = if alive { Adopted { sandbox: Some(vec!["10.0.0.1".to_owned()]), containers } } else { Adopted::default() };
+    let found =
+        if alive { Adopted { sandbox: Some(vec!["10.0.0.1".to_owned()]), containers } } else { Adopted::default() };
     let machine = Machine::adopt(Arc::new(running_pod()), found, now);
     let mut script = Script { machine, now, out: String::new(), runs: 0 };
     for line in ["wait 0", "volumes"] {
@@ -607,7 +644,14 @@ fn adoption_changes_nothing() {
 
 #[test]
 fn an_exit_while_nobody_watched_is_known() {
-    let exit = Exit { id: "abc".to_owned(), code: 7, reason: "Error".to_owned(), message: String::new(), started_at: None, finished_at: None };
+    let exit = Exit {
+        id: "abc".to_owned(),
+        code: 7,
+        reason: "Error".to_owned(),
+        message: String::new(),
+        started_at: None,
+        finished_at: None,
+    };
     let script = adopt(Some(exit), true);
     expect![[r#"
         wait 0

@@ -65,7 +65,10 @@ fn check_path(path: &str) -> io::Result<()> {
     let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
     let first_hidden = path.starts_with("..");
     if path.is_empty() || !inside || first_hidden {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("invalid path: {path:?} must stay inside the volume")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("invalid path: {path:?} must stay inside the volume"),
+        ));
     }
     Ok(())
 }
@@ -176,7 +179,10 @@ mod tests {
         assert_eq!(listing(&dir), ["..data", "..one", "a", "sub"]);
         assert_eq!(fs::read_to_string(dir.join("sub/b")).unwrap(), "2");
         assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
-        assert!(!write(&dir, &payload(&[("a", "1"), ("sub/b", "2")]), None, "two").unwrap(), "the same again does nothing");
+        assert!(
+            !write(&dir, &payload(&[("a", "1"), ("sub/b", "2")]), None, "two").unwrap(),
+            "the same again does nothing"
+        );
         assert!(write(&dir, &payload(&[("a", "3")]), None, "three").unwrap());
         assert_eq!(listing(&dir), ["..data", "..three", "a"]);
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");

@@ -21,7 +21,9 @@ pub fn prepare(path: &Path, kind: &str) -> Result<(), String> {
         Err(error) => return Err(format!("hostPath {} cannot be examined: {error}", path.display())),
     };
     let fail = |what: &str| Err(format!("hostPath type check failed: {} is not {what}", path.display()));
-    let made = |result: io::Result<()>| result.map_err(|error| format!("hostPath {} cannot be created: {error}", path.display()));
+    let made = |result: io::Result<()>| {
+        result.map_err(|error| format!("hostPath {} cannot be created: {error}", path.display()))
+    };
     match (kind, found) {
         ("", Some(_)) => Ok(()),
         // Without a type the container runtimes make a directory.

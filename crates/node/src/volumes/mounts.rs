@@ -30,7 +30,10 @@ pub fn unescape(text: &str) -> PathBuf {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
-        let octal = text.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let octal = text
+            .get(at + 1..at + 4)
+            .filter(|_| bytes[at] == b'\\')
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match octal {
             Some(byte) => {
                 out.push(byte);
@@ -83,11 +86,18 @@ pub fn open_sub_path(volume: &Path, sub: &str) -> io::Result<OwnedFd> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path leaves the volume"));
         };
         let parent = if walked.as_os_str().is_empty() { Path::new(".") } else { walked.as_path() };
-        let parent = openat2(&root, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), beneath)?;
+        let parent =
+            openat2(&root, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), beneath)?;
         match rustix::fs::mkdirat(&parent, name, mode) {
             Ok(()) => {
                 // mkdir is subject to the umask.
-                let made = openat2(&parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), beneath)?;
+                let made = openat2(
+                    &parent,
+                    name,
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                    beneath,
+                )?;
                 rustix::fs::fchmod(&made, mode)?;
             }
             Err(rustix::io::Errno::EXIST) => {}
@@ -115,7 +125,10 @@ pub fn bind(what: &OwnedFd, place: &Path) -> io::Result<()> {
         }
         fs::OpenOptions::new().create(true).append(true).open(place)?;
     }
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(what, "", flags)?;
     rustix::mount::move_mount(&tree, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())

@@ -153,9 +153,13 @@ fn one_projection<'a>(
     if let Some(source) = &projection.secret {
         let optional = source.optional == Some(true);
         return match from.secret(&source.name) {
-            Some(found) => {
-                select(&secret_data(&found), source.items.as_ref(), mode, optional, "references non-existent secret key")
-            }
+            Some(found) => select(
+                &secret_data(&found),
+                source.items.as_ref(),
+                mode,
+                optional,
+                "references non-existent secret key",
+            ),
             None if optional => Ok(Payload::new()),
             None => Err(format!("secret {:?} not found", source.name)),
         };
@@ -181,7 +185,8 @@ fn one_projection<'a>(
         let file = File { uid, ..file(token.text.clone().into_bytes(), mode) };
         return Ok(Payload::from([(source.path.clone(), file)]));
     }
-    Err("a projected source other than secret, configMap, downwardAPI and serviceAccountToken is not supported".to_owned())
+    Err("a projected source other than secret, configMap, downwardAPI and serviceAccountToken is not supported"
+        .to_owned())
 }
 
 pub fn fs_group(pod: &Pod) -> Option<u32> {
@@ -193,9 +198,12 @@ pub fn fs_group(pod: &Pod) -> Option<u32> {
 fn one_user(pod: &Pod) -> Option<u32> {
     let spec = pod.spec.as_ref()?;
     let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
-    let users = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| {
-        container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod)
-    });
+    let users = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .map(|container| container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod));
     let mut first = None;
     for user in users {
         let user = u32::try_from(user?).ok()?;
@@ -248,7 +256,10 @@ mod tests {
     fn keys_become_files() {
         check_map(json!({"name": "m", "defaultMode": 0o600}), r#"a:600:"1" b:600:"\0\u{1}""#);
         check_map(json!({"name": "m", "items": [{"key": "a", "path": "x/y", "mode": 0o400}]}), r#"x/y:400:"1""#);
-        check_map(json!({"name": "m", "items": [{"key": "z", "path": "z"}]}), "! configmap references non-existent config key: z");
+        check_map(
+            json!({"name": "m", "items": [{"key": "z", "path": "z"}]}),
+            "! configmap references non-existent config key: z",
+        );
         check_map(json!({"name": "none"}), "! configmap \"none\" not found");
         check_map(json!({"name": "none", "optional": true}), "");
         let missing = serde_json::from_value(json!({"secretName": "s", "items": [{"key": "z", "path": "z"}]})).unwrap();
