@@ -4,9 +4,18 @@
 //! Semantics follow etcd's KV and watch guarantees (`etcd.io/docs`, api_guarantees): watches are ordered, unique, atomic,
 //! reliable, resumable and bookmarkable.
 
+mod checkpoint;
+pub mod durable;
+mod frame;
+mod log;
 pub mod memory;
+mod record;
+mod recover;
+pub mod seal;
 pub mod state;
+pub mod vfs;
 mod view;
+mod writer;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +28,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the API server needs of a store. The in-memory and the durable one pass the same contract tests; etcd fits behind it.
 pub trait Store: Send + Sync + 'static {
-    /// Commits all `ops` as one revision if every compare holds, durably before it returns.
+    /// Commits all `ops` as one revision if every compare holds, durably before it returns. What changes nothing takes no
+    /// revision. Dropping the future does not take back what was asked for.
     ///
     /// # Errors
     /// [`Error::Conflict`] names the first compare that does not hold; nothing was written. After any other error nothing was
@@ -36,12 +46,15 @@ pub trait Store: Send + Sync + 'static {
     fn snapshot_at(&self, revision: u64) -> Result<Snapshot, Error>;
 
     /// Waits until `revision` is visible here; at once for a store of one server.
+    ///
+    /// # Errors
+    /// [`Error::Future`] when no server has issued it.
     fn wait_until(&self, revision: u64) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Watches keys beginning with `prefix` for changes after revision `after`.
     ///
     /// # Errors
-    /// [`Error::Compacted`] when history no longer reaches back to `after`.
+    /// [`Error::Compacted`] when history no longer reaches back to `after`, [`Error::Future`] when it does not exist yet.
     fn watch(&self, prefix: &str, after: u64) -> Result<Box<dyn Cursor>, Error>;
 }
 

@@ -1,0 +1,460 @@
+//! Reading a store back: the newest checkpoint, then the log behind it, and the proof that nothing in between is missing.
+//!
+//! Nothing is written before every file was understood. What a crash may leave is mended; anything else is refused with the
+//! place and the way out, because a store that guesses loses acknowledged writes.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use crate::Op;
+use crate::checkpoint::replaced;
+use crate::durable::{OpenError, Options};
+use crate::frame::{self, BadHeader, FILE_HEADER, FRAME_HEADER, Found, Header, Kind, VERSION};
+use crate::log::{Failure, Log, Tail, UNFINISHED};
+use crate::record::{self, BadRecord, Entry, Run};
+use crate::seal::{Keyring, Rng};
+use crate::state::State;
+use crate::vfs::{File, Vfs, read_full_at, write_all_at};
+
+pub(crate) struct Recovered {
+    pub state: State,
+    pub log: Log,
+    /// The last revision that may be issued before the next durable commit.
+    pub reserved: u64,
+    /// The size of the log behind the checkpoint.
+    pub log_bytes: u64,
+    pub checkpoint_bytes: u64,
+}
+
+/// Reads the store in `options.dir`, or creates one where there is none.
+pub(crate) fn recover(vfs: &Arc<dyn Vfs>, options: &Options, rng: &dyn Rng) -> Result<Recovered, OpenError> {
+    let dir = Directory { vfs: &**vfs, path: &options.dir, keys: &options.keys };
+    let inventory = dir.inventory()?;
+    let Some((&newest, _)) = inventory.segments.last_key_value() else {
+        if let Some(number) = inventory.checkpoints.keys().next_back() {
+            let path = dir.path.join(Kind::Log.file_name(*number));
+            return Err(damaged(path, 0, "the file is missing", BACKUP.to_owned()));
+        }
+        dir.remove(inventory.unfinished.iter().map(String::as_str))?;
+        return create(vfs, options, rng);
+    };
+    let mut replay = dir.load(&inventory, options)?;
+    let first = replay.first;
+    for (&number, header) in inventory.segments.range(first..) {
+        dir.replay(&mut replay, header, number == newest)?;
+    }
+    let tail = replay.tail.take().expect("the newest segment was replayed");
+    // A name may be there without being durable, if the sync that should have made it so failed or never came.
+    vfs.sync_dir(dir.path).map_err(|source| dir.io("sync", dir.path, source))?;
+    let path = dir.path.join(Kind::Log.file_name(newest));
+    let (file, tail) = mend(dir.vfs, &path, tail).map_err(|source| dir.io("mend", &path, source))?;
+    let names: Vec<_> = inventory.names().collect();
+    dir.remove(replaced(&names, first).map(|(name, _)| name).chain(inventory.unfinished.iter().map(String::as_str)))?;
+
+    let Replay { mut state, reserved, closed, log_bytes, checkpoint_bytes, .. } = replay;
+    if !closed && reserved > state.revision() {
+        state.skip_to(reserved + 1);
+    }
+    let log = Log::resume(vfs.clone(), dir.path, file, tail, options.segment_bytes);
+    let reserved = reserved.min(state.revision());
+    Ok(Recovered { state, log, reserved, log_bytes, checkpoint_bytes })
+}
+
+fn create(vfs: &Arc<dyn Vfs>, options: &Options, rng: &dyn Rng) -> Result<Recovered, OpenError> {
+    let io = |action, source| OpenError::Io { action, path: options.dir.clone(), source };
+    let mut store = [0; 8];
+    rng.fill(&mut store).map_err(|source| io("name", source))?;
+    let state = State::new(options.limits);
+    let revision = state.revision();
+    let header = Header {
+        kind: Kind::Log,
+        store: u64::from_le_bytes(store),
+        number: 1,
+        sequence: 1,
+        revision,
+        reserved: revision,
+        key: options.keys.current(),
+    };
+    let log = Log::create(vfs.clone(), &options.dir, header, options.segment_bytes);
+    let log = log.map_err(|(Failure::Unchanged(source) | Failure::Broken(source))| io("create a store in", source))?;
+    Ok(Recovered { state, log, reserved: revision, log_bytes: 0, checkpoint_bytes: 0 })
+}
+
+/// The files of a store, by number.
+#[derive(Default)]
+struct Inventory {
+    checkpoints: BTreeMap<u64, Header>,
+    segments: BTreeMap<u64, Header>,
+    unfinished: Vec<String>,
+}
+
+impl Inventory {
+    fn names(&self) -> impl Iterator<Item = String> {
+        let name = |kind: Kind| move |number: &u64| kind.file_name(*number);
+        self.checkpoints.keys().map(name(Kind::Checkpoint)).chain(self.segments.keys().map(name(Kind::Log)))
+    }
+}
+
+/// A store on its way from disk to memory.
+struct Replay {
+    state: State,
+    /// The first segment that is not part of the checkpoint.
+    first: u64,
+    /// Commits up to here are part of the checkpoint.
+    base: u64,
+    store: u64,
+    /// The sequence number of the next frame, known once the first segment was seen.
+    sequence: Option<u64>,
+    reserved: u64,
+    /// Whether the last record says that nothing was issued after it.
+    closed: bool,
+    log_bytes: u64,
+    checkpoint_bytes: u64,
+    tail: Option<End>,
+}
+
+/// How the newest segment ends.
+struct End {
+    tail: Tail,
+    torn: bool,
+    /// The last frame and its offset, if a crash may have kept it from being synced.
+    unproven: Option<(u64, Vec<u8>)>,
+}
+
+struct Directory<'a> {
+    vfs: &'a dyn Vfs,
+    path: &'a Path,
+    keys: &'a Keyring,
+}
+
+impl Directory<'_> {
+    fn io(&self, action: &'static str, path: &Path, source: io::Error) -> OpenError {
+        OpenError::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Reads every file's header, so that a format that is not known is refused before anything is touched.
+    fn inventory(&self) -> Result<Inventory, OpenError> {
+        let mut inventory = Inventory::default();
+        let names = self.vfs.list(self.path).map_err(|source| self.io("list", self.path, source))?;
+        for name in names {
+            if let Some(number) = Kind::Log.parse_name(&name) {
+                inventory.segments.insert(number, self.header(Kind::Log, number)?);
+            } else if let Some(number) = Kind::Checkpoint.parse_name(&name) {
+                inventory.checkpoints.insert(number, self.header(Kind::Checkpoint, number)?);
+            } else if name.strip_suffix(UNFINISHED).is_some_and(is_own) {
+                inventory.unfinished.push(name);
+            }
+        }
+        let headers = inventory.checkpoints.values().chain(inventory.segments.values());
+        let stores: std::collections::BTreeSet<_> = headers.map(|header| header.store).collect();
+        if stores.len() > 1 {
+            let path = self.path.to_owned();
+            return Err(damaged(path, 0, "it mixes files of several stores", "leave those of one".to_owned()));
+        }
+        Ok(inventory)
+    }
+
+    fn header(&self, kind: Kind, number: u64) -> Result<Header, OpenError> {
+        let path = self.path.join(kind.file_name(number));
+        let file = self.vfs.open(&path).map_err(|source| self.io("open", &path, source))?;
+        let mut bytes = [0; FILE_HEADER];
+        let len = read_full_at(&*file, &mut bytes, 0).map_err(|source| self.io("read", &path, source))?;
+        let header = match Header::decode(kind, &bytes[..len]) {
+            Ok(header) => header,
+            Err(BadHeader::Version(found)) => return Err(OpenError::Version { path, found, known: VERSION }),
+            Err(BadHeader::Foreign) => {
+                return Err(damaged(path, 0, "it does not begin as a file of the store does", BACKUP.to_owned()));
+            }
+            Err(BadHeader::Damaged) => {
+                return Err(damaged(path, 0, "the file's header does not match its checksum", BACKUP.to_owned()));
+            }
+        };
+        if header.number != number {
+            return Err(damaged(path, 0, "the file was renamed", format!("its number is {:016x}", header.number)));
+        }
+        if !self.keys.holds(header.key) {
+            return Err(OpenError::Key { path, key: header.key });
+        }
+        Ok(header)
+    }
+
+    /// Loads the newest checkpoint and checks that the log goes on from it without a gap.
+    fn load(&self, inventory: &Inventory, options: &Options) -> Result<Replay, OpenError> {
+        let replay = match inventory.checkpoints.last_key_value() {
+            Some((_, header)) => self.load_checkpoint(header, options)?,
+            None => {
+                let state = State::new(options.limits);
+                let (base, store) = (state.revision(), inventory.segments.values().next().map_or(0, |h| h.store));
+                Replay {
+                    state,
+                    first: 1,
+                    base,
+                    store,
+                    sequence: Some(1),
+                    reserved: base,
+                    closed: true,
+                    log_bytes: 0,
+                    checkpoint_bytes: 0,
+                    tail: None,
+                }
+            }
+        };
+        let newest = inventory.segments.last_key_value().map_or(0, |(number, _)| *number);
+        if let Some(missing) = (replay.first..=newest.max(replay.first)).find(|n| !inventory.segments.contains_key(n)) {
+            let path = self.path.join(Kind::Log.file_name(missing));
+            return Err(damaged(path, 0, "the file is missing", BACKUP.to_owned()));
+        }
+        Ok(replay)
+    }
+
+    fn load_checkpoint(&self, header: &Header, options: &Options) -> Result<Replay, OpenError> {
+        let path = self.path.join(Kind::Checkpoint.file_name(header.number));
+        let mut frames = Frames::open(self, &path, header)?;
+        let mut objects = OrdMap::new();
+        let mut total = None;
+        while total.is_none() {
+            let batch = frames.batch(BATCH)?;
+            for (decoded, frame) in decode_all(&batch, self.keys).into_iter().zip(&batch) {
+                match decoded.map_err(|bad| bad_record(&path, frame.offset, bad, BACKUP.to_owned()))? {
+                    Run::Objects(run) => objects.extend(run.into_iter().map(|object| (object.key().clone(), object))),
+                    Run::Total(count) => total = Some(count),
+                }
+            }
+        }
+        if total != Some(objects.len() as u64) || frames.offset != frames.size {
+            let end = frames.offset;
+            return Err(damaged(path.clone(), end, "the checkpoint does not hold what it says", BACKUP.to_owned()));
+        }
+        Ok(Replay {
+            state: State::at(objects, header.revision, options.limits),
+            first: header.number,
+            base: header.revision,
+            store: header.store,
+            sequence: None,
+            reserved: header.reserved.max(header.revision),
+            closed: false,
+            log_bytes: 0,
+            checkpoint_bytes: frames.size,
+            tail: None,
+        })
+    }
+
+    /// Applies a segment's frames.
+    fn replay(&self, replay: &mut Replay, header: &Header, newest: bool) -> Result<(), OpenError> {
+        let path = self.path.join(Kind::Log.file_name(header.number));
+        let (file, data) = self.read(&path).map_err(|source| self.io("read", &path, source))?;
+        drop(file);
+        let mut sequence = header.sequence;
+        if replay.sequence.is_some_and(|expected| expected != sequence) || header.store != replay.store {
+            let what = "frames between this segment and the one before it are missing";
+            return Err(damaged(path, 0, what, BACKUP.to_owned()));
+        }
+        let (mut at, mut torn, mut last) = (FILE_HEADER, false, None);
+        loop {
+            match frame::find(&data, at, header.owner(), sequence) {
+                Found::Frame { payload, next } => {
+                    let applied = replay.apply(&data[payload], self.keys);
+                    applied.map_err(|bad| bad_record(&path, at as u64, bad, cut(&path, at, &replay.state)))?;
+                    last = Some(at..next);
+                    (at, sequence) = (next, sequence + 1);
+                }
+                Found::End => break,
+                Found::Torn if newest => {
+                    torn = true;
+                    break;
+                }
+                Found::Torn => {
+                    let what = "the segment ends in part of a frame, yet another one follows it";
+                    return Err(damaged(path.clone(), at as u64, what, cut(&path, at, &replay.state)));
+                }
+                Found::Damaged(what) => {
+                    return Err(damaged(path.clone(), at as u64, what, cut(&path, at, &replay.state)));
+                }
+            }
+        }
+        replay.sequence = Some(sequence);
+        replay.log_bytes += at as u64;
+        let unproven = last.filter(|_| !replay.closed).map(|range| (range.start as u64, data[range].to_vec()));
+        let tail = Tail { header: *header, sequence, end: at as u64, capacity: data.len() as u64 };
+        replay.tail = Some(End { tail, torn, unproven });
+        Ok(())
+    }
+
+    fn read(&self, path: &Path) -> io::Result<(Box<dyn File>, Vec<u8>)> {
+        let file = self.vfs.open(path)?;
+        let size = usize::try_from(file.size()?).map_err(|_| ErrorKind::FileTooLarge)?;
+        let mut data = vec![0; size];
+        let len = read_full_at(&*file, &mut data, 0)?;
+        data.truncate(len);
+        Ok((file, data))
+    }
+
+    fn remove<'n>(&self, names: impl Iterator<Item = &'n str>) -> Result<(), OpenError> {
+        for name in names {
+            let path = self.path.join(name);
+            self.vfs.remove(&path).map_err(|source| self.io("remove", &path, source))?;
+        }
+        Ok(())
+    }
+}
+
+impl Replay {
+    fn apply(&mut self, payload: &[u8], keys: &Keyring) -> Result<(), BadRecord> {
+        match record::decode_entry(payload, keys)? {
+            Entry::Group { reserved, commits } => {
+                for (revision, ops) in commits {
+                    self.commit(revision, ops)?;
+                }
+                (self.reserved, self.closed) = (reserved, false);
+            }
+            Entry::Close { revision } if revision < self.state.revision() => {
+                return Err(BadRecord::Damaged("the store was closed at a revision before this"));
+            }
+            Entry::Close { revision } => {
+                self.state.skip_to(revision);
+                (self.reserved, self.closed) = (revision, true);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, revision: u64, ops: Vec<Op>) -> Result<(), BadRecord> {
+        if revision <= self.state.revision() {
+            let known = revision <= self.base;
+            return if known { Ok(()) } else { Err(BadRecord::Damaged("its revision was committed before")) };
+        }
+        self.state.skip_to(revision - 1);
+        let mut stage = self.state.stage();
+        let commit = stage.replay(revision, ops);
+        self.state.publish(stage, vec![commit]);
+        Ok(())
+    }
+}
+
+/// Makes the newest segment ready to be appended to.
+fn mend(vfs: &dyn Vfs, path: &Path, end: End) -> io::Result<(Box<dyn File>, Tail)> {
+    let End { mut tail, torn, unproven } = end;
+    let file = vfs.open(path)?;
+    if let Some((offset, frame)) = unproven {
+        // After a failed sync the page cache may hold what the disk does not, marked clean: write it once more.
+        write_all_at(&*file, &frame, offset)?;
+        file.sync()?;
+    }
+    if torn {
+        file.truncate(tail.end)?;
+        file.sync()?;
+        tail.capacity = match file.preallocate(tail.capacity).and_then(|()| file.sync()) {
+            Ok(()) => tail.capacity,
+            // The next append begins a new segment, when there is space for one.
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => tail.end,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok((file, tail))
+}
+
+/// Reads the frames of a file in which every one must be whole, one at a time.
+struct Frames<'a> {
+    file: Box<dyn File>,
+    path: &'a Path,
+    header: &'a Header,
+    size: u64,
+    offset: u64,
+    sequence: u64,
+}
+
+/// One of a checkpoint's frames.
+struct Frame {
+    offset: u64,
+    payload: Vec<u8>,
+}
+
+impl<'a> Frames<'a> {
+    fn open(dir: &Directory<'_>, path: &'a Path, header: &'a Header) -> Result<Self, OpenError> {
+        let file = dir.vfs.open(path).map_err(|source| dir.io("open", path, source))?;
+        let size = file.size().map_err(|source| dir.io("read", path, source))?;
+        let offset = FILE_HEADER as u64;
+        Ok(Self { file, path, header, size, offset, sequence: header.sequence })
+    }
+
+    /// Reads the next frames, at least one, and at most `len`.
+    fn batch(&mut self, len: usize) -> Result<Vec<Frame>, OpenError> {
+        let mut batch = vec![self.next()?];
+        while batch.len() < len && self.offset < self.size {
+            batch.push(self.next()?);
+        }
+        Ok(batch)
+    }
+
+    fn next(&mut self) -> Result<Frame, OpenError> {
+        let bad = |what| damaged(self.path.to_owned(), self.offset, what, BACKUP.to_owned());
+        let io = |source| OpenError::Io { action: "read", path: self.path.to_owned(), source };
+        let mut header = [0; FRAME_HEADER];
+        if read_full_at(&*self.file, &mut header, self.offset).map_err(io)? < FRAME_HEADER {
+            return Err(bad("the checkpoint ends too early"));
+        }
+        let expected = frame::expect(&header, self.header.owner(), self.sequence).map_err(bad)?;
+        let next = self.offset + frame::frame_len(expected.payload) as u64;
+        if next > self.size {
+            return Err(bad("the checkpoint ends too early"));
+        }
+        let mut payload = vec![0; expected.payload];
+        let start = self.offset + FRAME_HEADER as u64;
+        let len = read_full_at(&*self.file, &mut payload, start).map_err(io)?;
+        if len < expected.payload || !expected.matches(&payload) {
+            return Err(bad("the frame does not match its checksum"));
+        }
+        let frame = Frame { offset: self.offset, payload };
+        (self.offset, self.sequence) = (next, self.sequence + 1);
+        Ok(frame)
+    }
+}
+
+/// Frames of a checkpoint that are decoded at once: some megabytes.
+const BATCH: usize = 16;
+
+/// Decodes on all cores: parsing metadata is what a restart of a large store spends its time on.
+fn decode_all(batch: &[Frame], keys: &Keyring) -> Vec<Result<Run, BadRecord>> {
+    let decode = |frames: &[Frame]| frames.iter().map(|frame| record::decode_run(&frame.payload, keys)).collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut shares = batch.chunks(batch.len().div_ceil(cores));
+    let first = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || -> Vec<_> { decode(share) })).collect();
+        let mut decoded: Vec<_> = decode(first);
+        for other in others {
+            decoded.extend(other.join().expect("decoding does not panic"));
+        }
+        decoded
+    })
+}
+
+const BACKUP: &str = "restore the directory from a backup";
+
+/// How to go on with what comes before the damage.
+fn cut(path: &Path, at: usize, state: &State) -> String {
+    format!(
+        "{BACKUP}, or, to lose every write after revision {}, run `truncate -s {at} {}` and remove later segments",
+        state.revision(),
+        path.display()
+    )
+}
+
+fn is_own(name: &str) -> bool {
+    Kind::Log.parse_name(name).or_else(|| Kind::Checkpoint.parse_name(name)).is_some()
+}
+
+fn damaged(path: PathBuf, offset: u64, what: &'static str, repair: String) -> OpenError {
+    OpenError::Damaged { path, offset, what, repair }
+}
+
+fn bad_record(path: &Path, offset: u64, bad: BadRecord, repair: String) -> OpenError {
+    match bad {
+        BadRecord::UnknownKey(key) => OpenError::Key { path: path.to_owned(), key },
+        BadRecord::Damaged(what) => damaged(path.to_owned(), offset, what, repair),
+    }
+}
