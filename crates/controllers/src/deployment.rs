@@ -26,6 +26,8 @@ pub mod limits;
 pub mod revision;
 pub mod rollout;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use limits::replicas;
 use rollout::{Rollout, replicas_of};

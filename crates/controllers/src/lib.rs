@@ -19,11 +19,14 @@ use crate::shell::{Controller, Setting};
 pub mod action;
 pub mod claim;
 pub mod deployment;
+pub mod endpoint_slice;
+pub mod endpoints;
 pub mod indexes;
 pub mod pod;
 pub mod pod_rank;
 pub mod replica_set;
 pub mod root_ca;
+pub mod service;
 pub mod service_account;
 pub mod shell;
 #[cfg(test)]
@@ -104,6 +107,8 @@ fn controllers_of(config: &Config) -> Vec<Arc<dyn Controller>> {
     vec![
         Arc::new(deployment::Deployments),
         Arc::new(replica_set::ReplicaSets),
+        Arc::new(endpoint_slice::EndpointSlices),
+        Arc::new(endpoints::EndpointsObjects),
         Arc::new(service_account::ServiceAccounts),
         Arc::new(root_ca::RootCas { root_ca: config.root_ca.clone() }),
     ]

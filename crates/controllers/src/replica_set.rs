@@ -253,3 +253,175 @@ fn related_pods(set: &ReplicaSet, views: &Views) -> Vec<Pod> {
     let siblings = views.of::<ReplicaSet>().owned_by(&owner.uid);
     siblings.flat_map(|sibling| views.of::<Pod>().owned_by(&sibling.meta().uid)).filter_map(|pod| decode(pod)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{at, from_yaml, show};
+    use expect_test::{Expect, expect};
+
+    /// One pod per word: its name, then `!` ready, `-` not scheduled, `~` being deleted, `x` failed, `?` an orphan,
+    /// `=` of another owner, `%` with other labels.
+    fn pods(words: &str) -> Vec<Pod> {
+        words.split_whitespace().map(pod).collect()
+    }
+
+    fn pod(word: &str) -> Pod {
+        let name = word.trim_end_matches(['!', '-', '~', 'x', '?', '=', '%']);
+        let has = |mark: char| word[name.len()..].contains(mark);
+        let mut pod: Pod = from_yaml(&format!(
+            "{{metadata: {{name: {name}, namespace: web, uid: u-{name}, labels: {{app: {}}}}}, spec: {{containers: []}}, \
+             status: {{phase: {}}}}}",
+            if has('%') { "other" } else { "web" },
+            if has('x') { "Failed" } else { "Running" },
+        ));
+        pod.metadata.creation_timestamp = Some(Time(at(0)));
+        if has('!') {
+            let ready = from_yaml("{type: Ready, status: 'True', lastTransitionTime: '2027-01-15T08:00:00Z'}");
+            pod.status.get_or_insert_default().conditions = Some(vec![ready]);
+        }
+        if !has('-') {
+            pod.spec.get_or_insert_default().node_name = Some("node".to_owned());
+        }
+        if has('~') {
+            pod.metadata.deletion_timestamp = Some(Time(at(0)));
+        }
+        if !has('?') {
+            let uid = if has('=') { "u-other" } else { "u-set" };
+            let owner = format!("{{apiVersion: apps/v1, kind: ReplicaSet, name: web, uid: {uid}, controller: true}}");
+            pod.metadata.owner_references = Some(vec![from_yaml(&owner)]);
+        }
+        pod
+    }
+
+    fn set(replicas: i32) -> ReplicaSet {
+        from_yaml(&format!(
+            "{{metadata: {{name: web, namespace: web, uid: u-set, generation: 1}}, spec: {{replicas: {replicas}, \
+             selector: {{matchLabels: {{app: web}}}}, \
+             template: {{metadata: {{labels: {{app: web}}}}, spec: {{containers: []}}}}}}}}"
+        ))
+    }
+
+    fn observed(set: ReplicaSet, words: &str) -> Observed {
+        Observed { set, pods: pods(words), related: Vec::new(), failure: None, now: at(100) }
+    }
+
+    fn check(replicas: i32, words: &str, expected: Expect) {
+        expected.assert_eq(&show(&reconcile(&observed(set(replicas), words))));
+    }
+
+    #[test]
+    fn creates_the_pods_that_are_missing() {
+        check(
+            3,
+            "a!",
+            expect![[r#"
+                create 2 pods web-
+                status replicasets.apps web {"availableReplicas":1,"fullyLabeledReplicas":1,"observedGeneration":1,"readyReplicas":1,"replicas":1,"terminatingReplicas":0}"#]],
+        );
+    }
+
+    #[test]
+    fn deletes_unready_pods_first() {
+        check(
+            1,
+            "a! b",
+            expect![[r#"
+                delete pods b
+                status replicasets.apps web {"availableReplicas":1,"fullyLabeledReplicas":2,"observedGeneration":1,"readyReplicas":1,"replicas":2,"terminatingReplicas":0}"#]],
+        );
+    }
+
+    #[test]
+    fn deletes_pods_without_a_node_before_all_others() {
+        check(
+            1,
+            "a b-",
+            expect![[r#"
+                delete pods b
+                status replicasets.apps web {"fullyLabeledReplicas":2,"observedGeneration":1,"replicas":2,"terminatingReplicas":0}"#]],
+        );
+    }
+
+    #[test]
+    fn replaces_pods_that_failed_or_are_on_their_way_out() {
+        check(
+            2,
+            "a! bx c!~",
+            expect![[r#"
+                create 1 pods web-
+                status replicasets.apps web {"availableReplicas":1,"fullyLabeledReplicas":1,"observedGeneration":1,"readyReplicas":1,"replicas":1,"terminatingReplicas":1}"#]],
+        );
+    }
+
+    #[test]
+    fn adopts_orphans_releases_strangers_and_leaves_others_alone() {
+        check(
+            1,
+            "a? b% c=",
+            expect![[r#"
+                patch pods a {"metadata":{"ownerReferences":[{"apiVersion":"apps/v1","blockOwnerDeletion":true,"controller":true,"kind":"ReplicaSet","name":"web","uid":"u-set"}],"uid":"u-a"}}
+                patch pods b {"metadata":{"ownerReferences":[{"$patch":"delete","uid":"u-set"}],"uid":"u-b"}}
+                status replicasets.apps web {"fullyLabeledReplicas":1,"observedGeneration":1,"replicas":1,"terminatingReplicas":0}"#]],
+        );
+    }
+
+    #[test]
+    fn creates_at_most_500_at_once() {
+        check(
+            10_000,
+            "",
+            expect![[r#"
+                create 500 pods web-
+                status replicasets.apps web {"observedGeneration":1,"replicas":0,"terminatingReplicas":0}"#]],
+        );
+    }
+
+    #[test]
+    fn does_nothing_but_report_while_it_is_being_deleted() {
+        let mut set = set(3);
+        set.metadata.deletion_timestamp = Some(Time(at(0)));
+        let actions = reconcile(&observed(set, "a? b"));
+        expect![[r#"status replicasets.apps web {"fullyLabeledReplicas":1,"observedGeneration":1,"replicas":1,"terminatingReplicas":0}"#]]
+            .assert_eq(&show(&actions));
+    }
+
+    #[test]
+    fn is_quiet_once_the_status_says_so() {
+        let mut set = set(1);
+        set.status =
+            Some(from_yaml("{replicas: 1, fullyLabeledReplicas: 1, observedGeneration: 1, terminatingReplicas: 0}"));
+        assert_eq!(reconcile(&observed(set, "a")), Vec::new());
+    }
+
+    #[test]
+    fn reports_why_pods_cannot_be_created_before_it_tries_again() {
+        let mut seen = observed(set(1), "");
+        seen.failure = Some("no quota".to_owned());
+        expect![[r#"
+            status replicasets.apps web {"conditions":[{"lastTransitionTime":"2027-01-15T08:01:40Z","message":"no quota","reason":"FailedCreate","status":"True","type":"ReplicaFailure"}],"observedGeneration":1,"replicas":0,"terminatingReplicas":0}
+            create 1 pods web-"#]]
+        .assert_eq(&show(&reconcile(&seen)));
+    }
+
+    #[test]
+    fn looks_again_when_a_ready_pod_becomes_available() {
+        let mut set = set(1);
+        set.spec.min_ready_seconds = Some(130);
+        set.status = Some(from_yaml(
+            "{replicas: 1, fullyLabeledReplicas: 1, readyReplicas: 1, observedGeneration: 1, terminatingReplicas: 0}",
+        ));
+        expect!["run again after 30s"].assert_eq(&show(&reconcile(&observed(set, "a!"))));
+    }
+
+    #[test]
+    fn spreads_deletions_over_nodes_and_minds_the_cost() {
+        let mut crowd = pods("a! b! c!");
+        crowd[2].spec.get_or_insert_default().node_name = Some("lonely".to_owned());
+        let names = |pods: Vec<&Pod>| pods.iter().map(|pod| pod.metadata.name.clone().unwrap()).collect::<Vec<_>>();
+        assert_eq!(names(pods_to_delete(&crowd, &crowd, 2, at(100))), ["a", "b"]);
+        let cost = [("controller.kubernetes.io/pod-deletion-cost".to_owned(), "-1".to_owned())];
+        crowd[2].metadata.annotations = Some(cost.into());
+        assert_eq!(names(pods_to_delete(&crowd, &crowd, 1, at(100))), ["c"]);
+    }
+}
