@@ -6,23 +6,23 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::field;
+use crate::field::{self, quoted};
 use crate::key::GroupResource;
 
 /// A failed request. Serialises as `v1.Status` with `status: Failure`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    #[serde(rename = "apiVersion", default)]
-    api_version: V1,
     #[serde(default)]
     kind: StatusKind,
+    #[serde(rename = "apiVersion", default)]
+    api_version: V1,
     #[serde(default)]
     metadata: Empty,
     #[serde(default)]
     status: Failure,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Reason::is_unknown")]
     pub reason: Reason,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Box<Details>>,
@@ -79,6 +79,12 @@ pub enum Reason {
     Unknown,
 }
 
+impl Reason {
+    fn is_unknown(&self) -> bool {
+        *self == Self::Unknown
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Details {
@@ -100,7 +106,9 @@ pub struct Details {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Cause {
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
@@ -113,8 +121,8 @@ fn is_zero(n: &i32) -> bool {
 impl Status {
     fn new(code: u16, reason: Reason, message: impl Into<String>) -> Self {
         Self {
-            api_version: V1::V1,
             kind: StatusKind::Status,
+            api_version: V1::V1,
             metadata: Empty {},
             status: Failure::Failure,
             message: message.into(),
@@ -134,23 +142,38 @@ impl Status {
         self
     }
 
+    fn detailed(mut self, details: Details) -> Self {
+        self.details = Some(Box::new(details));
+        self
+    }
+
     pub fn not_found(of: &GroupResource, name: &str) -> Self {
-        Self::new(404, Reason::NotFound, format!("{of} {name:?} not found")).about(of, name)
+        Self::new(404, Reason::NotFound, format!("{of} {} not found", quoted(name))).about(of, name)
     }
 
     /// The path names no resource that this server knows.
     pub fn no_such_resource() -> Self {
-        let mut status = Self::new(404, Reason::NotFound, "the server could not find the requested resource");
-        status.details = Some(Box::default());
-        status
+        Self::new(404, Reason::NotFound, "the server could not find the requested resource")
+            .detailed(Details::default())
     }
 
     pub fn already_exists(of: &GroupResource, name: &str) -> Self {
-        Self::new(409, Reason::AlreadyExists, format!("{of} {name:?} already exists")).about(of, name)
+        Self::new(409, Reason::AlreadyExists, format!("{of} {} already exists", quoted(name))).about(of, name)
+    }
+
+    /// Every name that was generated for the object was taken. The client may try again.
+    pub fn generate_name_conflict(of: &GroupResource, name: &str) -> Self {
+        let why = "the server was not able to generate a unique name for the object";
+        let mut status = Self::new(409, Reason::AlreadyExists, format!("{of} {} already exists, {why}", quoted(name)))
+            .about(of, name);
+        if let Some(details) = &mut status.details {
+            details.retry_after_seconds = 1;
+        }
+        status
     }
 
     pub fn conflict(of: &GroupResource, name: &str, why: impl fmt::Display) -> Self {
-        let message = format!("Operation cannot be fulfilled on {of} {name:?}: {why}");
+        let message = format!("Operation cannot be fulfilled on {of} {}: {why}", quoted(name));
         Self::new(409, Reason::Conflict, message).about(of, name)
     }
 
@@ -160,7 +183,7 @@ impl Status {
         } else if name.is_empty() {
             format!("{of} is forbidden: {why}")
         } else {
-            format!("{of} {name:?} is forbidden: {why}")
+            format!("{of} {} is forbidden: {why}", quoted(name))
         };
         Self::new(403, Reason::Forbidden, message).about(of, name)
     }
@@ -172,11 +195,12 @@ impl Status {
     /// Every field error at once. `kind` is the object's kind, not its resource.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[field::Error]) -> Self {
         let of = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
-        let shown = match errors {
-            [one] => one.to_string(),
-            many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        let name_shown = quoted(name);
+        let message = match errors {
+            [] => format!("{of} {name_shown} is invalid"),
+            errors => format!("{of} {name_shown} is invalid: {}", field::aggregate(errors)),
         };
-        let mut status = Self::new(422, Reason::Invalid, format!("{of} {name:?} is invalid: {shown}"));
+        let mut status = Self::new(422, Reason::Invalid, message);
         let causes = errors
             .iter()
             .map(|e| Cause { reason: e.kind.reason().to_owned(), message: e.body(), field: e.field.to_string() })
@@ -191,6 +215,12 @@ impl Status {
         status
     }
 
+    /// The request is well formed but does not fit its object, such as a JSON patch whose test fails.
+    pub fn unprocessable(why: impl fmt::Display) -> Self {
+        let message = format!("the server rejected our request due to an error in our request: {why}");
+        Self::new(422, Reason::Invalid, message).detailed(Details::default())
+    }
+
     pub fn bad_request(why: impl fmt::Display) -> Self {
         Self::new(400, Reason::BadRequest, why.to_string())
     }
@@ -201,7 +231,7 @@ impl Status {
     }
 
     pub fn method_not_allowed(of: &GroupResource, action: &str) -> Self {
-        let message = format!("{action} is not supported on resources of kind {:?}", of.to_string());
+        let message = format!("{action} is not supported on resources of kind {}", quoted(&of.to_string()));
         Self::new(405, Reason::MethodNotAllowed, message).about(of, "")
     }
 
@@ -214,17 +244,27 @@ impl Status {
     }
 
     pub fn too_large(why: impl fmt::Display) -> Self {
-        Self::new(413, Reason::RequestEntityTooLarge, why.to_string())
+        Self::new(413, Reason::RequestEntityTooLarge, format!("Request entity too large: {why}"))
     }
 
     pub fn too_many_requests(why: impl fmt::Display, retry_after_seconds: i32) -> Self {
-        let mut status = Self::new(429, Reason::TooManyRequests, why.to_string());
-        status.details = Some(Box::new(Details { retry_after_seconds, ..Details::default() }));
-        status
+        Self::new(429, Reason::TooManyRequests, why.to_string())
+            .detailed(Details { retry_after_seconds, ..Details::default() })
     }
 
     pub fn timeout(why: impl fmt::Display) -> Self {
-        Self::new(504, Reason::Timeout, why.to_string())
+        Self::new(504, Reason::Timeout, format!("Timeout: {why}")).detailed(Details::default())
+    }
+
+    /// The operation may succeed when it is tried again.
+    pub fn server_timeout(of: &GroupResource, operation: &str, retry_after_seconds: i32) -> Self {
+        let message =
+            format!("The {operation} operation against {of} could not be completed at this time, please try again.");
+        let mut status = Self::new(500, Reason::ServerTimeout, message).about(of, operation);
+        if let Some(details) = &mut status.details {
+            details.retry_after_seconds = retry_after_seconds;
+        }
+        status
     }
 
     pub fn unavailable(why: impl fmt::Display) -> Self {
@@ -232,7 +272,9 @@ impl Status {
     }
 
     pub fn internal(why: impl fmt::Display) -> Self {
+        let cause = Cause { message: why.to_string(), ..Cause::default() };
         Self::new(500, Reason::InternalError, format!("Internal error occurred: {why}"))
+            .detailed(Details { causes: vec![cause], ..Details::default() })
     }
 
     pub fn is_not_found(&self) -> bool {
@@ -255,3 +297,143 @@ impl fmt::Display for Status {
 }
 
 impl std::error::Error for Status {}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::field::{Error, Path};
+
+    const PODS: GroupResource = GroupResource::new("", "pods");
+    const DEPLOYMENTS: GroupResource = GroupResource::new("apps", "deployments");
+
+    fn check(status: &Status, expected: serde_json::Value) {
+        let mut whole = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"});
+        whole.as_object_mut().unwrap().extend(expected.as_object().unwrap().clone());
+        let written = serde_json::to_value(status).unwrap();
+        assert_eq!(written, whole);
+        assert_eq!(serde_json::from_value::<Status>(written).unwrap(), *status);
+    }
+
+    #[test]
+    fn about_one_object() {
+        check(
+            &Status::not_found(&PODS, "a"),
+            json!({
+                "message": "pods \"a\" not found", "reason": "NotFound", "code": 404,
+                "details": {"name": "a", "kind": "pods"},
+            }),
+        );
+        let details = json!({"name": "a", "group": "apps", "kind": "deployments"});
+        check(
+            &Status::already_exists(&DEPLOYMENTS, "a"),
+            json!({
+                "message": "deployments.apps \"a\" already exists", "reason": "AlreadyExists", "code": 409,
+                "details": details,
+            }),
+        );
+        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        check(
+            &Status::conflict(&DEPLOYMENTS, "a", why),
+            json!({
+                "message": format!("Operation cannot be fulfilled on deployments.apps \"a\": {why}"),
+                "reason": "Conflict", "code": 409, "details": details,
+            }),
+        );
+        check(
+            &Status::forbidden(&PODS, "", "User \"u\" cannot list resource"),
+            json!({
+                "message": "pods is forbidden: User \"u\" cannot list resource", "reason": "Forbidden", "code": 403,
+                "details": {"kind": "pods"},
+            }),
+        );
+        check(
+            &Status::method_not_allowed(&DEPLOYMENTS, "create"),
+            json!({
+                "message": "create is not supported on resources of kind \"deployments.apps\"",
+                "reason": "MethodNotAllowed", "code": 405, "details": {"group": "apps", "kind": "deployments"},
+            }),
+        );
+        check(
+            &Status::server_timeout(&PODS, "get", 2),
+            json!({
+                "message": "The get operation against pods could not be completed at this time, please try again.",
+                "reason": "ServerTimeout", "code": 500, "details": {"name": "get", "kind": "pods", "retryAfterSeconds": 2},
+            }),
+        );
+    }
+
+    #[test]
+    fn about_fields() {
+        let one = Error::required(&Path::new("spec").child("selector"), "");
+        let two = Error::invalid(&Path::new("spec").child("replicas"), -1, "must be greater than or equal to 0");
+        check(
+            &Status::invalid("apps", "Deployment", "a", &[one.clone(), two]),
+            json!({
+                "message": "Deployment.apps \"a\" is invalid: [spec.selector: Required value, spec.replicas: Invalid value: \
+                            -1: must be greater than or equal to 0]",
+                "reason": "Invalid", "code": 422,
+                "details": {"name": "a", "group": "apps", "kind": "Deployment", "causes": [
+                    {"reason": "FieldValueRequired", "message": "Required value", "field": "spec.selector"},
+                    {
+                        "reason": "FieldValueInvalid", "field": "spec.replicas",
+                        "message": "Invalid value: -1: must be greater than or equal to 0",
+                    },
+                ]},
+            }),
+        );
+        let message = Status::invalid("", "Pod", "a", &[one.clone(), one]).message;
+        assert_eq!(message, "Pod \"a\" is invalid: spec.selector: Required value");
+        assert_eq!(Status::invalid("", "Pod", "a", &[]).message, "Pod \"a\" is invalid");
+    }
+
+    #[test]
+    fn about_the_request() {
+        for (status, code, reason, message) in [
+            (Status::unauthorized(), 401, "Unauthorized", "Unauthorized"),
+            (Status::bad_request("no"), 400, "BadRequest", "no"),
+            (Status::expired("too old resource version: 1 (2)"), 410, "Expired", "too old resource version: 1 (2)"),
+            (Status::not_acceptable("no"), 406, "NotAcceptable", "no"),
+            (Status::unsupported_media_type("no"), 415, "UnsupportedMediaType", "no"),
+            (Status::unavailable("no"), 503, "ServiceUnavailable", "no"),
+        ] {
+            check(&status, json!({"code": code, "reason": reason, "message": message}));
+        }
+        check(
+            &Status::too_large("limit is 3145728"),
+            json!({
+                "code": 413, "reason": "RequestEntityTooLarge", "message": "Request entity too large: limit is 3145728",
+            }),
+        );
+        check(
+            &Status::timeout("no"),
+            json!({"code": 504, "reason": "Timeout", "message": "Timeout: no", "details": {}}),
+        );
+        check(
+            &Status::too_many_requests("later", 1),
+            json!({"code": 429, "reason": "TooManyRequests", "message": "later", "details": {"retryAfterSeconds": 1}}),
+        );
+        check(
+            &Status::internal("no"),
+            json!({
+                "code": 500, "reason": "InternalError", "message": "Internal error occurred: no",
+                "details": {"causes": [{"message": "no"}]},
+            }),
+        );
+        check(
+            &Status::no_such_resource(),
+            json!({
+                "code": 404, "reason": "NotFound", "message": "the server could not find the requested resource",
+                "details": {},
+            }),
+        );
+    }
+
+    #[test]
+    fn foreign_reasons_are_read() {
+        let status =
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Teapot", "code": 418});
+        assert_eq!(serde_json::from_value::<Status>(status).unwrap().reason, Reason::Unknown);
+    }
+}
