@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use api::key::Key;
 use api::object::{Change, Draft, Object, SCHEMA};
+use api::patch::{Format, Patch};
 use api::status::Status;
-use client::{BoxFuture, Call, Listing, Scope, Transport, Verb};
+use client::{BoxFuture, Call, Listing, PatchType, Scope, Transport, Verb};
 use kinds::kind::Action;
 use serde_json::Value;
 
@@ -18,7 +19,6 @@ use crate::identity::{self, User};
 use crate::path::{Attributes, Resource};
 use crate::registry::catalog::Served;
 use crate::registry::delete::{Deleted, Options};
-use crate::registry::patch::Patch;
 use crate::registry::select::Selection;
 use crate::registry::update::{self, Updated};
 use crate::registry::watch::{Event, Watch};
@@ -146,11 +146,20 @@ impl Local {
                 self.updated(at, action, updated)
             }
             Verb::Patch(kind, patch) => {
-                let patch = Patch::new(kind, patch)?;
+                let format = match kind {
+                    PatchType::Json => Format::Json,
+                    PatchType::Merge => Format::Merge,
+                    PatchType::Strategic => Format::Strategic,
+                };
+                let patch = Patch::parse(format, patch.to_string().as_bytes());
+                let patch = patch.map_err(|error| write::patch_failure(&error))?;
                 let edit = |object: &Value| {
                     let (strict, warnings) = (FieldValidation::Strict, by.warnings);
                     match action {
-                        Some(Action::Scale) => scale::apply(&patch.apply(&scale::of(object), None)?, object),
+                        Some(Action::Scale) => {
+                            let patched = write::patched(&patch, &scale::of(object), write::scale(), strict, warnings)?;
+                            scale::apply(&patched, object)
+                        }
                         _ => write::patched(&patch, object, write::expected(served), strict, warnings),
                     }
                 };

@@ -1,19 +1,523 @@
-//! OpenAPI v3, made on demand.
+//! OpenAPI v3: one document for each group and version, made when it is first asked for and kept compressed.
+//!
+//! kubectl needs it to explain fields, and before it leaves validation to the server. The structure comes from
+//! [`kinds::schema`], the texts from `facts/descriptions-1.37.tsv.gz`. Source: kube-openapi `pkg/handler3`, kubernetes
+//! `api/openapi-spec/v3`.
 
-use http::{HeaderMap, Response};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::sync::Mutex;
 
-use crate::http::reply::Body;
+use api::schema::{Field, ListType, Scalar, Shape, Type};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use kinds::kind::Verb;
+use serde_json::{Map, Value, json};
+
+use crate::discovery::{etag, hash};
+use crate::http::negotiate::{self, Format};
+use crate::http::reply::{self, Body};
 use crate::path::Query;
-use crate::registry::catalog::Catalog;
+use crate::registry::catalog::{Catalog, Served};
+use crate::server::VERSION;
 
-pub struct OpenApi;
+static DESCRIPTIONS: &[u8] = include_bytes!("../facts/descriptions-1.37.tsv.gz");
+
+pub struct OpenApi {
+    /// By the path below `/openapi/v3/`, such as `apis/apps/v1`.
+    groups: BTreeMap<String, Group>,
+    index: Value,
+    made: Mutex<BTreeMap<String, Bytes>>,
+}
+
+struct Group {
+    served: Vec<Served>,
+    hash: String,
+}
+
+const REF: &str = "#/components/schemas/";
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
 impl OpenApi {
-    pub fn new(_: &Catalog) -> Self {
-        Self
+    pub fn new(catalog: &Catalog) -> Self {
+        let mut groups = BTreeMap::new();
+        let mut paths = Map::new();
+        for ((group, version), served) in catalog.by_group_version() {
+            let path = match group {
+                "" => format!("api/{version}"),
+                group => format!("apis/{group}/{version}"),
+            };
+            let names: Vec<String> = served.iter().map(|served| served.group_resource().to_string()).collect();
+            let mut identity = format!("{VERSION} {path} {}", names.join(" ")).into_bytes();
+            identity.extend_from_slice(DESCRIPTIONS);
+            let hash = hash(&identity);
+            let url = format!("/openapi/v3/{path}?hash={hash}");
+            paths.insert(path.clone(), json!({"serverRelativeURL": url}));
+            groups.insert(path, Group { served: served.into_iter().cloned().collect(), hash });
+        }
+        Self { groups, index: json!({"paths": paths}), made: Mutex::default() }
     }
 
-    pub fn answer(&self, _: &str, _: &HeaderMap, _: &Query) -> Option<Response<Body>> {
-        None
+    /// Answers a path below `/openapi`, or `None` for any other.
+    pub fn answer(&self, path: &str, headers: &HeaderMap, query: &Query) -> Option<Response<Body>> {
+        let below = path.strip_prefix("/openapi/v3")?.trim_matches('/');
+        if !accepts_json(headers) {
+            return Some(reply::status(&negotiate::not_acceptable()));
+        }
+        if below.is_empty() {
+            let tag = etag(&self.index.to_string());
+            let mut response = match headers.get(IF_NONE_MATCH) {
+                Some(known) if known == tag => not_modified(),
+                _ => reply::value(StatusCode::OK, Format::Json, &self.index),
+            };
+            response.headers_mut().insert(ETAG, tag);
+            return Some(response);
+        }
+        let group = self.groups.get(below)?;
+        let tag = HeaderValue::from_str(&format!("\"{}\"", group.hash)).expect("digits are a header value");
+        let mut response = if headers.get(IF_NONE_MATCH).is_some_and(|known| *known == tag) {
+            not_modified()
+        } else {
+            self.document(below, group, headers)
+        };
+        response.headers_mut().insert(ETAG, tag);
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+        if query.get("hash") == Some(&group.hash) {
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        }
+        Some(response)
+    }
+
+    fn document(&self, path: &str, group: &Group, headers: &HeaderMap) -> Response<Body> {
+        let kept = self.made.lock().expect("no holder of this lock can panic").get(path).cloned();
+        let packed = kept.unwrap_or_else(|| {
+            let packed = pack(&document(&group.served));
+            self.made.lock().expect("no holder of this lock can panic").insert(path.to_owned(), packed.clone());
+            packed
+        });
+        let encodings = headers.get(http::header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+        let gzip = encodings.unwrap_or_default().split(',').any(|one| one.trim().starts_with("gzip"));
+        let body = if gzip { packed } else { unpack(&packed).into() };
+        let mut response = Response::new(reply::full(body));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if gzip {
+            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        response
+    }
+}
+
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let header = negotiate::accept(headers);
+    header.is_empty()
+        || negotiate::ranges(&header)
+            .iter()
+            .any(|range| ["application/json", "application/*", "*/*"].contains(&range.media_type.as_str()))
+}
+
+fn not_modified() -> Response<Body> {
+    let mut response = Response::new(reply::full(Bytes::new()));
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
+fn pack(document: &Value) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    serde_json::to_writer(&mut encoder, document).expect("memory takes every write");
+    encoder.flush().and_then(|()| encoder.finish()).expect("memory takes every write").into()
+}
+
+fn unpack(packed: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    GzDecoder::new(packed).read_to_end(&mut out).expect("it was packed by this program");
+    out
+}
+
+/// Descriptions by type and field; a type's own is under the empty field.
+struct Descriptions<'a>(BTreeMap<(&'a str, &'a str), &'a str>);
+
+impl<'a> Descriptions<'a> {
+    fn parse(table: &'a str) -> Self {
+        let mut of = "";
+        let mut all = BTreeMap::new();
+        for line in table.lines() {
+            match line.strip_prefix('\t').map(|rest| rest.split_once('\t')) {
+                Some(Some((field, text))) => drop(all.insert((of, field), text)),
+                Some(None) => {}
+                None => {
+                    let (name, text) = line.split_once('\t').unwrap_or((line, ""));
+                    of = name;
+                    all.insert((of, ""), text);
+                }
+            }
+        }
+        Self(all)
+    }
+
+    fn get(&self, of: &str, field: &str) -> Option<String> {
+        let text = self.0.get(&(of, field)).filter(|text| !text.is_empty())?;
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text.chars();
+        while let Some(c) = rest.next() {
+            match c {
+                '\\' => out.push(match rest.next() {
+                    Some('n') => '\n',
+                    Some('t') => '\t',
+                    other => other.unwrap_or('\\'),
+                }),
+                c => out.push(c),
+            }
+        }
+        Some(out)
+    }
+}
+
+/// The document of one group and version.
+fn document(served: &[Served]) -> Value {
+    let table = String::from_utf8(unpack(DESCRIPTIONS)).expect("the table is text");
+    let mut schemas = Schemas { texts: Descriptions::parse(&table), done: Map::new(), open: Vec::new() };
+    let mut paths = BTreeMap::new();
+    for served in served {
+        schemas.want(&served.version().schema);
+        for sub in &served.kind.subresources {
+            if let (_, Some(of)) = crate::http::write::body_type(served, sub) {
+                schemas.want(of.name());
+            }
+        }
+        add_paths(served, &mut paths);
+        if served.kind.verbs.contains(&Verb::List) {
+            schemas.add_list(served);
+        }
+    }
+    for name in ["DeleteOptions", "Status"] {
+        schemas.want(&format!("{META}{name}"));
+    }
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": VERSION},
+        "paths": paths,
+        "components": {"schemas": schemas.finish()},
+    })
+}
+
+/// The schemas of a document, each with those that it refers to.
+struct Schemas<'a> {
+    texts: Descriptions<'a>,
+    done: Map<String, Value>,
+    open: Vec<String>,
+}
+
+impl Schemas<'_> {
+    fn want(&mut self, name: &str) {
+        if !self.done.contains_key(name) && !self.open.iter().any(|open| open == name) {
+            self.open.push(name.to_owned());
+        }
+    }
+
+    fn finish(mut self) -> Map<String, Value> {
+        while let Some(name) = self.open.pop() {
+            let schema = match kinds::schema::get(&name) {
+                Some(of) => self.object(of),
+                None => well_known(&name),
+            };
+            self.done.insert(name, schema);
+        }
+        self.done
+    }
+
+    fn object(&mut self, of: Type<'_>) -> Value {
+        let mut properties = Map::new();
+        let mut required = Vec::new();
+        for field in of.fields() {
+            properties.insert(field.name().to_owned(), self.property(of, field));
+            if field.is_required() {
+                required.push(field.name());
+            }
+        }
+        let mut schema = json!({"type": "object"});
+        if let Some(text) = self.texts.get(of.name(), "") {
+            schema["description"] = text.into();
+        }
+        if !properties.is_empty() {
+            schema["properties"] = properties.into();
+        }
+        if !required.is_empty() {
+            schema["required"] = json!(required);
+        }
+        if of.is_atomic() {
+            schema["x-kubernetes-map-type"] = "atomic".into();
+        }
+        if let Some((group, version, kind)) = of.gvk() {
+            schema["x-kubernetes-group-version-kind"] = json!([gvk(group, version, kind)]);
+        }
+        schema
+    }
+
+    fn property(&mut self, of: Type<'_>, field: Field<'_>) -> Value {
+        let mut schema = self.shape(field.shape());
+        // A reference has no room for anything beside it.
+        if let Some(reference) = schema.get("$ref") {
+            schema = json!({"allOf": [{"$ref": reference}]});
+        }
+        if let Some(text) = self.texts.get(of.name(), field.name()) {
+            schema["description"] = text.into();
+        }
+        if let Some(default) = field.default() {
+            schema["default"] = default.clone();
+        }
+        if let Some(list) = field.list_type() {
+            schema["x-kubernetes-list-type"] = match list {
+                ListType::Atomic => "atomic",
+                ListType::Set => "set",
+                ListType::Map => "map",
+            }
+            .into();
+        }
+        let keys: Vec<&str> = field.list_map_keys().collect();
+        if !keys.is_empty() {
+            schema["x-kubernetes-list-map-keys"] = json!(keys);
+        }
+        if field.is_atomic() {
+            schema["x-kubernetes-map-type"] = "atomic".into();
+        }
+        if let Some(key) = field.merge_key() {
+            schema["x-kubernetes-patch-merge-key"] = key.into();
+        }
+        let patch = field.patch_strategy();
+        let strategies: Vec<&str> =
+            [(patch.merge, "merge"), (patch.replace, "replace"), (patch.retain_keys, "retainKeys")]
+                .into_iter()
+                .filter_map(|(set, name)| set.then_some(name))
+                .collect();
+        if !strategies.is_empty() {
+            schema["x-kubernetes-patch-strategy"] = strategies.join(",").into();
+        }
+        schema
+    }
+
+    fn shape(&mut self, shape: Shape<'_>) -> Value {
+        let mut reference = |name: &str| {
+            self.want(name);
+            json!({"$ref": format!("{REF}{name}")})
+        };
+        match shape {
+            Shape::Object(of) => reference(of.name()),
+            Shape::List(items) => {
+                let items = self.shape(items.shape());
+                json!({"type": "array", "items": items})
+            }
+            Shape::Map(values) => {
+                let values = self.shape(values.shape());
+                json!({"type": "object", "additionalProperties": values})
+            }
+            Shape::Scalar(scalar) => match scalar {
+                Scalar::String => json!({"type": "string"}),
+                Scalar::Int32 => json!({"type": "integer", "format": "int32"}),
+                Scalar::Int64 => json!({"type": "integer", "format": "int64"}),
+                Scalar::Number => json!({"type": "number", "format": "double"}),
+                Scalar::Bool => json!({"type": "boolean"}),
+                Scalar::Bytes => json!({"type": "string", "format": "byte"}),
+                Scalar::Quantity => reference(QUANTITY),
+                Scalar::IntOrString => reference(INT_OR_STRING),
+                Scalar::Time => reference(&format!("{META}Time")),
+                Scalar::MicroTime => reference(&format!("{META}MicroTime")),
+                Scalar::Any => json!({"type": "object"}),
+            },
+        }
+    }
+
+    fn add_list(&mut self, served: &Served) {
+        let name = &served.version().schema;
+        let list_meta = format!("{META}ListMeta");
+        self.want(&list_meta);
+        let kind = format!("{}List", served.kind_name());
+        let version = served.version();
+        let schema = json!({
+            "type": "object",
+            "description": format!("{kind} is a list of {}.", served.kind_name()),
+            "properties": {
+                "apiVersion": {"type": "string"},
+                "kind": {"type": "string"},
+                "metadata": {"allOf": [{"$ref": format!("{REF}{list_meta}")}]},
+                "items": {"type": "array", "items": {"$ref": format!("{REF}{name}")}},
+            },
+            "required": ["items"],
+            "x-kubernetes-group-version-kind": [gvk(&version.group, &version.version, &kind)],
+        });
+        self.done.insert(format!("{name}List"), schema);
+    }
+}
+
+/// Types that are written as one value.
+fn well_known(name: &str) -> Value {
+    match name {
+        QUANTITY => json!({
+            "description": "A quantity such as 500m, 1Gi or 1e3.",
+            "oneOf": [{"type": "string"}, {"type": "number"}],
+        }),
+        INT_OR_STRING => json!({
+            "description": "A whole number, or a string.",
+            "format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}],
+        }),
+        _ if name.ends_with("Time") => json!({
+            "description": "A moment in the form of RFC 3339.", "type": "string", "format": "date-time",
+        }),
+        _ => json!({"type": "object"}),
+    }
+}
+
+fn gvk(group: &str, version: &str, kind: &str) -> Value {
+    json!({"group": group, "version": version, "kind": kind})
+}
+
+const PATCHES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+
+/// The paths of a kind and its sub-resources.
+fn add_paths(served: &Served, paths: &mut BTreeMap<String, Value>) {
+    let version = served.version();
+    let root = match &*version.group {
+        "" => format!("/api/{}", version.version),
+        group => format!("/apis/{group}/{}", version.version),
+    };
+    let plural = &served.kind.names.resource.resource;
+    let collection = match served.is_namespaced() {
+        true => format!("{root}/namespaces/{{namespace}}/{plural}"),
+        false => format!("{root}/{plural}"),
+    };
+    let own = gvk(&version.group, &version.version, served.kind_name());
+    let schema = format!("{REF}{}", version.schema);
+    let named = format!("{collection}/{{name}}");
+    let all: BTreeSet<Verb> = served.kind.verbs.iter().copied().collect();
+    let (on_collection, on_object): (BTreeSet<Verb>, BTreeSet<Verb>) =
+        all.into_iter().partition(|verb| matches!(verb, Verb::Create | Verb::List | Verb::DeleteCollection));
+    add_path(paths, &collection, &on_collection, &own, &schema);
+    add_path(paths, &named, &on_object, &own, &schema);
+    if served.is_namespaced() && served.kind.verbs.contains(&Verb::List) {
+        add_path(paths, &format!("{root}/{plural}"), &BTreeSet::from([Verb::List]), &own, &schema);
+    }
+    for sub in &served.kind.subresources {
+        let of = sub.body.map_or_else(|| own.clone(), |(group, version, kind)| gvk(group, version, kind));
+        let (_, body) = crate::http::write::body_type(served, sub);
+        let schema = body.map_or_else(|| schema.clone(), |body| format!("{REF}{}", body.name()));
+        add_path(paths, &format!("{named}/{}", sub.name), &sub.verbs.iter().copied().collect(), &of, &schema);
+    }
+}
+
+fn add_path(paths: &mut BTreeMap<String, Value>, path: &str, verbs: &BTreeSet<Verb>, gvk: &Value, schema: &str) {
+    let mut item = Map::new();
+    for verb in verbs {
+        let (method, action) = match verb {
+            Verb::Create => ("post", "post"),
+            Verb::Delete => ("delete", "delete"),
+            Verb::DeleteCollection => ("delete", "deletecollection"),
+            Verb::Get => ("get", "get"),
+            Verb::List => ("get", "list"),
+            Verb::Patch => ("patch", "patch"),
+            Verb::Update => ("put", "put"),
+            // Watching is listing with a parameter.
+            Verb::Watch => continue,
+        };
+        let mut operation = json!({
+            "parameters": parameters(*verb),
+            "responses": {"200": {"description": "OK", "content": content(&["application/json", "application/yaml"], schema)}},
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": gvk,
+        });
+        match verb {
+            Verb::Create | Verb::Update => {
+                operation["requestBody"] =
+                    json!({"required": true, "content": content(&["application/json", "application/yaml"], schema)});
+            }
+            Verb::Patch => {
+                let patch = json!({"schema": {"type": "object"}});
+                let content: Map<String, Value> = PATCHES.iter().map(|p| ((*p).to_owned(), patch.clone())).collect();
+                operation["requestBody"] = json!({"required": true, "content": content});
+            }
+            Verb::Delete | Verb::DeleteCollection | Verb::Get | Verb::List | Verb::Watch => {}
+        }
+        item.insert(method.to_owned(), operation);
+    }
+    if item.is_empty() {
+        return;
+    }
+    let in_path: Vec<Value> = ["namespace", "name"]
+        .iter()
+        .filter(|name| path.contains(&format!("{{{name}}}")))
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+        .collect();
+    if !in_path.is_empty() {
+        item.insert("parameters".to_owned(), in_path.into());
+    }
+    paths.insert(path.to_owned(), item.into());
+}
+
+fn content(media_types: &[&str], schema: &str) -> Map<String, Value> {
+    media_types.iter().map(|one| ((*one).to_owned(), json!({"schema": {"$ref": schema}}))).collect()
+}
+
+fn parameters(verb: Verb) -> Vec<Value> {
+    let names: &[(&str, &str)] = match verb {
+        Verb::Create | Verb::Update | Verb::Patch => {
+            &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")]
+        }
+        Verb::Delete => &[
+            ("dryRun", "string"),
+            ("gracePeriodSeconds", "integer"),
+            ("orphanDependents", "boolean"),
+            ("propagationPolicy", "string"),
+        ],
+        Verb::List | Verb::DeleteCollection => &[
+            ("allowWatchBookmarks", "boolean"),
+            ("continue", "string"),
+            ("fieldSelector", "string"),
+            ("labelSelector", "string"),
+            ("limit", "integer"),
+            ("resourceVersion", "string"),
+            ("resourceVersionMatch", "string"),
+            ("sendInitialEvents", "boolean"),
+            ("timeoutSeconds", "integer"),
+            ("watch", "boolean"),
+        ],
+        Verb::Get | Verb::Watch => &[],
+    };
+    names.iter().map(|(name, kind)| json!({"name": name, "in": "query", "schema": {"type": kind}})).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<Value> {
+        let catalog = Catalog::new(kinds::registry());
+        let by = catalog.by_group_version();
+        by.into_values().map(|served| document(&served.into_iter().cloned().collect::<Vec<_>>())).collect()
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        for document in all() {
+            let text = document.to_string();
+            for part in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
+                let name = part.split('"').next().unwrap();
+                assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_has_its_texts() {
+        let documents = all();
+        let pod = documents.iter().find_map(|d| d["components"]["schemas"].get("io.k8s.api.core.v1.PodSpec")).unwrap();
+        for (field, schema) in pod["properties"].as_object().unwrap() {
+            assert!(schema["description"].is_string(), "{field}");
+        }
+        assert_eq!(pod["properties"]["containers"]["x-kubernetes-patch-merge-key"], "name");
     }
 }

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use api::object::Object;
+use api::patch::{self, Patch};
 use api::status::Status;
-use client::PatchType;
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use kinds::kind::{Action, Kind, Subresource, Verb};
@@ -22,18 +22,11 @@ use crate::registry::actions::{deleted_status, success};
 use crate::registry::catalog::Served;
 use crate::registry::delete::{Deleted, Options};
 use crate::registry::list::{Listed, When};
-use crate::registry::patch::Patch;
 use crate::registry::update::Change;
 use crate::registry::{Writer, scale};
 
 /// Kinds whose deletion is answered with the object even when it is gone, and not with a Status.
 const ANSWERED_WITH_OBJECT: [&str; 4] = ["Pod", "Service", "ServiceAccount", "Namespace"];
-
-const PATCH_TYPES: [(&str, PatchType); 3] = [
-    ("application/json-patch+json", PatchType::Json),
-    ("application/merge-patch+json", PatchType::Merge),
-    ("application/strategic-merge-patch+json", PatchType::Strategic),
-];
 
 impl Exchange<'_> {
     pub(super) async fn create(&self, endpoint: Endpoint<'_>, body: Incoming) -> Result<Response<Body>, Stop> {
@@ -109,16 +102,14 @@ impl Exchange<'_> {
             let patch = self.patch(body).await?;
             let edit = |object: &Value| {
                 if scaling {
-                    let of = Expected { schema: kinds::schema::get(SCALE), ..Expected::of("autoscaling/v1", "Scale") };
-                    let patched = patched(&patch, &scale::of(object), of, validation, self.warnings)?;
+                    let patched = patched(&patch, &scale::of(object), scale(), validation, self.warnings)?;
                     return scale::apply(&patched, object);
                 }
                 patched(&patch, object, expected(served), validation, self.warnings)
             };
             registry.update(at, name, Change::Edit(&edit), by).await?
         } else if scaling {
-            let of = Expected { schema: kinds::schema::get(SCALE), ..Expected::of("autoscaling/v1", "Scale") };
-            let wanted = self.object(body, of, validation).await?;
+            let wanted = self.object(body, scale(), validation).await?;
             registry.update(at, name, Change::Edit(&|object| scale::apply(&wanted, object)), by).await?
         } else {
             let object = self.object(body, expected(served), validation).await?;
@@ -217,21 +208,14 @@ impl Exchange<'_> {
 
     async fn patch(&self, body: Incoming) -> Result<Patch, Status> {
         let media_type = negotiate::content_type(&self.parts.headers);
-        let Some((_, kind)) = PATCH_TYPES.iter().find(|(name, _)| *name == media_type) else {
-            if media_type.starts_with("application/apply-patch") {
-                return Err(Status::unsupported_media_type(
-                    "server-side apply is not supported yet by coracle: use kubectl apply without --server-side, or a merge patch",
-                ));
-            }
-            return Err(Status::unsupported_media_type(format!(
-                "the body of the request was in an unknown format - accepted media types include: {}",
-                PATCH_TYPES.map(|(name, _)| name).join(", ")
-            )));
+        let Some(format) = patch::Format::of_media_type(&media_type) else {
+            return Err(Status::unsupported_media_type(if media_type.starts_with("application/apply-patch") {
+                "server-side apply is not supported yet by coracle: use kubectl apply without --server-side, or a merge patch"
+            } else {
+                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json"
+            }));
         };
-        let bytes = body::read(body).await?;
-        let patch = serde_json::from_slice(&bytes)
-            .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-        Patch::new(*kind, patch)
+        Patch::parse(format, &body::read(body).await?).map_err(|error| patch_failure(&error))
     }
 
     /// DeleteOptions from the body or, without one, from the query.
@@ -262,11 +246,12 @@ impl Exchange<'_> {
     }
 }
 
-const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
-
-impl Expected<'static> {
-    fn of(api_version: &'static str, kind: &'static str) -> Self {
-        Self { api_version: api_version.into(), kind, schema: None }
+/// The type of every `scale` sub-resource.
+pub(crate) fn scale() -> Expected<'static> {
+    Expected {
+        api_version: "autoscaling/v1".into(),
+        kind: "Scale",
+        schema: kinds::schema::get("io.k8s.api.autoscaling.v1.Scale"),
     }
 }
 
@@ -297,7 +282,7 @@ pub(crate) fn patched(
     validation: FieldValidation,
     warnings: &Warnings,
 ) -> Result<Value, Status> {
-    let mut patched = patch.apply(object, expected.schema)?;
+    let mut patched = patch.apply(object.clone(), expected.schema).map_err(|error| patch_failure(&error))?;
     for field in ["apiVersion", "kind"] {
         if patched[field] != object[field] {
             return Err(Status::bad_request(format!(
@@ -306,12 +291,37 @@ pub(crate) fn patched(
             )));
         }
     }
+    match validation {
+        FieldValidation::Ignore => {}
+        FieldValidation::Warn => patch.strict().iter().for_each(|text| warnings.add(text.clone())),
+        FieldValidation::Strict if patch.strict().is_empty() => {}
+        FieldValidation::Strict => {
+            let why = format!("strict decoding error: {}", patch.strict().join(", "));
+            let error = api::field::Error::invalid(&api::field::Path::new("patch"), patched.to_string(), why);
+            return Err(Status::invalid("", "", "", &[error]));
+        }
+    }
     body::strict(&mut patched, expected.schema, Vec::new(), validation, warnings).map_err(|error| {
         let (Unfit::Strict(why) | Unfit::Type(why)) = error;
         let error = api::field::Error::invalid(&api::field::Path::new("patch"), patched.to_string(), why);
         Status::invalid("", "", "", &[error])
     })?;
     Ok(patched)
+}
+
+/// A patch's error as upstream answers it.
+pub(crate) fn patch_failure(error: &patch::Error) -> Status {
+    match error {
+        patch::Error::BadRequest(why) => Status::bad_request(why),
+        patch::Error::TooLarge(why) => Status::too_large(why),
+        patch::Error::NoSchema => Status::unsupported_media_type(error),
+        patch::Error::Unprocessable(why) => {
+            let mut status =
+                Status::bad_request(format!("the server rejected our request due to an error in our request: {why}"));
+            (status.code, status.reason) = (422, api::status::Reason::Invalid);
+            status
+        }
+    }
 }
 
 fn answers_with_object(kind: &Kind) -> bool {

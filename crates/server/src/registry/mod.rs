@@ -24,7 +24,6 @@ pub mod create;
 pub mod delete;
 pub mod list;
 pub mod metadata;
-pub mod patch;
 pub mod scale;
 pub mod select;
 pub mod update;
