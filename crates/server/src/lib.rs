@@ -2,6 +2,8 @@
 
 pub mod admit;
 pub mod authn;
+pub mod authz;
+pub mod bootstrap;
 pub mod discovery;
 pub mod encode;
 pub mod health;
