@@ -76,6 +76,8 @@ pub struct Deletion {
     pub grace_period_seconds: Option<i64>,
     /// Only this version of it.
     pub revision: Option<u64>,
+    /// Objects that are looked up at the server just before: if one of them lives, nothing is deleted.
+    pub absent: Vec<Living>,
 }
 
 /// The event to record once an action succeeded, and the one once it failed.

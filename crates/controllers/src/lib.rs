@@ -21,7 +21,9 @@ pub mod claim;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
+pub mod garbage;
 pub mod indexes;
+pub mod namespace;
 pub mod pod;
 pub mod pod_rank;
 pub mod replica_set;
@@ -52,6 +54,14 @@ pub struct Served {
     pub is_namespaced: bool,
     /// Whether objects of it can be deleted.
     pub is_deletable: bool,
+}
+
+impl Served {
+    /// Such as `apps/v1`.
+    pub fn api_version(&self) -> String {
+        let (group, version) = (&self.resource.resource.group, self.resource.version);
+        if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    }
 }
 
 /// The identity under which the informers read.
@@ -109,6 +119,8 @@ fn controllers_of(config: &Config) -> Vec<Arc<dyn Controller>> {
         Arc::new(replica_set::ReplicaSets),
         Arc::new(endpoint_slice::EndpointSlices),
         Arc::new(endpoints::EndpointsObjects),
+        Arc::new(namespace::Namespaces::new(&config.served)),
+        Arc::new(garbage::Garbage::new(&config.served)),
         Arc::new(service_account::ServiceAccounts),
         Arc::new(root_ca::RootCas { root_ca: config.root_ca.clone() }),
     ]

@@ -298,12 +298,27 @@ impl Setting {
             resource_version: how.revision.map(|revision| revision.to_string()),
             propagation: how.propagation,
         };
-        match within(self.client.delete_object(of, namespace, name, options)).await {
+        let request = async {
+            for owner in &how.absent {
+                match self.check_living(owner).await {
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) if !error.is_conflict() => return Err(error),
+                    Ok(()) | Err(_) => {
+                        let why = format_args!("its owner {} exists", owner.name);
+                        return Err(Status::conflict(&of.resource, name, why));
+                    }
+                }
+            }
+            self.client.delete_object(of, namespace, name, options).await
+        };
+        match within(request).await {
             Ok(_) => {
                 self.note(notes.success(), name);
-                if how.grace_period_seconds != Some(0) || how.propagation.is_none() {
-                    outcome.pending.push(Pending::Deleted(Key::new(&of.resource, namespace, name), uid));
-                }
+                outcome.pending.push(Pending::Deleted(Key::new(&of.resource, namespace, name), uid));
+            }
+            // Replaced, or changed since: there is a new state to decide on.
+            Err(error) if error.is_conflict() => {
+                outcome.failure.get_or_insert(error.message);
             }
             Err(error) if error.is_not_found() => {}
             Err(error) => {
@@ -350,9 +365,11 @@ impl Setting {
     async fn check_living(&self, living: &Living) -> Result<(), Status> {
         let found = self.client.get_object(&living.of, &living.namespace, &living.name).await?;
         let meta = found.meta();
-        if meta.uid != living.uid || meta.is_deleting() {
-            let why = "the owner has been deleted or replaced";
-            return Err(Status::conflict(&living.of.resource, &living.name, why));
+        if meta.uid != living.uid {
+            return Err(Status::not_found(&living.of.resource, &living.name));
+        }
+        if meta.is_deleting() {
+            return Err(Status::conflict(&living.of.resource, &living.name, "it is being deleted"));
         }
         Ok(())
     }
