@@ -1,11 +1,13 @@
 //! The API server: authentication → authorization → admission → registry → store.
 
+pub mod admission;
 pub mod admit;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;
 pub mod discovery;
 pub mod encode;
+pub mod expiry;
 pub mod health;
 pub mod hooks;
 pub mod http;
@@ -16,4 +18,5 @@ pub mod openapi;
 pub mod path;
 pub mod pki;
 pub mod registry;
+pub mod reviews;
 pub mod server;

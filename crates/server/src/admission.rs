@@ -1,0 +1,28 @@
+//! The built-in admission plugins, in upstream's order.
+//!
+//! Source: kubernetes `pkg/kubeapiserver/options/plugins.go`, `AllOrderedPlugins`.
+
+pub mod default_tolerations;
+pub mod escalation;
+pub mod namespace_lifecycle;
+pub mod node_restriction;
+pub mod priority;
+pub mod service_account;
+
+use std::sync::Arc;
+
+use crate::admit::Chain;
+use crate::authz::ClusterAuthorizer;
+use crate::hooks::Rng;
+
+/// All of them.
+pub fn chain(authorizer: Arc<ClusterAuthorizer>, rng: Rng) -> Chain {
+    Chain(vec![
+        Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(service_account::ServiceAccount::new(rng)),
+        Box::new(node_restriction::NodeRestriction),
+        Box::new(priority::Priority),
+        Box::new(default_tolerations::DefaultTolerationSeconds),
+        Box::new(escalation::Escalation::new(authorizer)),
+    ])
+}
