@@ -27,22 +27,31 @@ pub struct Kind {
     pub subresources: Vec<Subresource>,
     pub columns: Vec<Column>,
     /// The cells of one object's row, one per column; `Age` and the like count from the time given.
-    pub row: Box<dyn Fn(&Value, Timestamp) -> Vec<Value> + Send + Sync>,
+    pub row: Row,
     /// The fields that field selectors may name beside `metadata.name` and `metadata.namespace`, with their values.
-    pub fields: Box<dyn Fn(&Value) -> Vec<(&'static str, String)> + Send + Sync>,
+    pub fields: Fields,
     /// Whether PUT on an absent name creates it.
     pub create_on_update: bool,
     /// Whether PUT and PATCH without a resourceVersion are allowed to overwrite.
     pub unconditional_update: bool,
     /// For kinds that die gracefully: the seconds to grant, given the object and what the caller asked for.
-    pub grace: Option<Box<dyn Fn(&Value, Option<i64>) -> i64 + Send + Sync>>,
+    pub grace: Option<Grace>,
     /// Bookkeeping keys that exist exactly as long as the object claims them, such as cluster IPs and node ports.
-    pub claims: Option<Box<dyn Fn(&Value) -> Vec<Claim> + Send + Sync>>,
+    pub claims: Option<Claims>,
     /// Objects are removed this long after their last write.
     pub ttl: Option<Duration>,
     /// For kinds that are answered when they are created, and never stored.
     pub answered: Option<Answer>,
 }
+
+pub type Row = Box<dyn Fn(&Value, Timestamp) -> Vec<Value> + Send + Sync>;
+pub type Fields = Box<dyn Fn(&Value) -> Vec<(&'static str, String)> + Send + Sync>;
+pub type Grace = Box<dyn Fn(&Value, Option<i64>) -> i64 + Send + Sync>;
+pub type Claims = Box<dyn Fn(&Value) -> Vec<Claim> + Send + Sync>;
+pub type Default = Box<dyn Fn(&mut Value) + Send + Sync>;
+pub type Prepare = Box<dyn Fn(&mut Value, Option<&Value>) + Send + Sync>;
+pub type Validate = Box<dyn Fn(&Value, Option<&Value>) -> Vec<field::Error> + Send + Sync>;
+pub type Warnings = Box<dyn Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync>;
 
 /// Who answers a kind that is created and never stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,14 +126,14 @@ pub enum Verb {
 /// The steps by which a write through one endpoint becomes an object, in the order of the fields.
 pub struct Strategy {
     /// Fills in what upstream's defaulting fills in. Runs on what clients send and on what older releases stored.
-    pub default: Box<dyn Fn(&mut Value) + Send + Sync>,
+    pub default: Default,
     /// Clears and carries over the fields that this endpoint may not set (status on the main one, all but status on
     /// `status`), and bumps `metadata.generation` when the specification changed. `old` is `None` on create.
-    pub prepare: Box<dyn Fn(&mut Value, Option<&Value>) + Send + Sync>,
+    pub prepare: Prepare,
     /// Every error at once, in upstream's words. Common metadata is validated by the server.
-    pub validate: Box<dyn Fn(&Value, Option<&Value>) -> Vec<field::Error> + Send + Sync>,
+    pub validate: Validate,
     /// Texts for `Warning` headers.
-    pub warnings: Box<dyn Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync>,
+    pub warnings: Warnings,
 }
 
 pub struct Subresource {

@@ -100,7 +100,8 @@ impl<'a> Place<'a> {
 
     /// Complains about each way in which the text breaks the rule.
     pub fn keep(&self, rule: Rule, errors: &mut Vec<Error>) {
-        errors.extend(rule(self.text()).into_iter().map(|message| self.invalid(message)));
+        let text = self.text();
+        errors.extend(rule(text).into_iter().map(|message| Error::invalid(&self.path, text, message)));
     }
 
     /// As [`Place::keep`], for a text that must be there.

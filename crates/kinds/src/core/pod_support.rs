@@ -11,6 +11,7 @@ use crate::place::Place;
 /// What is done about a field.
 #[derive(Clone, Copy)]
 pub enum Support {
+    /// Text, numbers, and lists and maps of them. Objects are listed field by field.
     Built,
     /// An object, or a list of objects, of a type that has fields of its own here.
     Of(&'static str),
@@ -120,7 +121,11 @@ static TABLE: &[(&str, Fields)] = &[
     ("Volume", VOLUME),
     (
         "Affinity",
-        &[("nodeAffinity", Built), ("podAffinity", Refused(NO_SPREADING)), ("podAntiAffinity", Refused(NO_SPREADING))],
+        &[
+            ("nodeAffinity", Of("NodeAffinity")),
+            ("podAffinity", Refused(NO_SPREADING)),
+            ("podAntiAffinity", Refused(NO_SPREADING)),
+        ],
     ),
     (
         "PodSecurityContext",
@@ -133,7 +138,7 @@ static TABLE: &[(&str, Fields)] = &[
             ("runAsUser", Built),
             ("seLinuxChangePolicy", Refused(NO_SELINUX)),
             ("seLinuxOptions", Refused(NO_SELINUX)),
-            ("seccompProfile", Built),
+            ("seccompProfile", Of("SeccompProfile")),
             ("supplementalGroups", Built),
             ("supplementalGroupsPolicy", Built),
             ("sysctls", Of("Sysctl")),
@@ -158,7 +163,7 @@ static TABLE: &[(&str, Fields)] = &[
         &[
             ("allowPrivilegeEscalation", Built),
             ("appArmorProfile", Refused(NO_APPARMOR)),
-            ("capabilities", Built),
+            ("capabilities", Of("Capabilities")),
             ("privileged", Built),
             (
                 "procMount",
@@ -172,7 +177,7 @@ static TABLE: &[(&str, Fields)] = &[
             ("runAsNonRoot", Built),
             ("runAsUser", Built),
             ("seLinuxOptions", Refused(NO_SELINUX)),
-            ("seccompProfile", Built),
+            ("seccompProfile", Of("SeccompProfile")),
             ("windowsOptions", Refused(NO_WINDOWS)),
         ],
     ),
@@ -191,11 +196,11 @@ static TABLE: &[(&str, Fields)] = &[
     (
         "EnvVarSource",
         &[
-            ("configMapKeyRef", Built),
-            ("fieldRef", Built),
+            ("configMapKeyRef", Of("ConfigMapKeySelector")),
+            ("fieldRef", Of("ObjectFieldSelector")),
             ("fileKeyRef", Refused("variables are not read from files")),
             ("resourceFieldRef", Of("ResourceFieldSelector")),
-            ("secretKeyRef", Built),
+            ("secretKeyRef", Of("SecretKeySelector")),
         ],
     ),
     (
@@ -232,19 +237,24 @@ static TABLE: &[(&str, Fields)] = &[
     (
         "LifecycleHandler",
         // Upstream's tcpSocket is deprecated and fails when it runs; so it does here.
-        &[("exec", Built), ("httpGet", Of("HTTPGetAction")), ("sleep", Built), ("tcpSocket", Built)],
+        &[
+            ("exec", Of("ExecAction")),
+            ("httpGet", Of("HTTPGetAction")),
+            ("sleep", Of("SleepAction")),
+            ("tcpSocket", Of("TCPSocketAction")),
+        ],
     ),
     (
         "Probe",
         &[
-            ("exec", Built),
+            ("exec", Of("ExecAction")),
             ("failureThreshold", Built),
             ("grpc", Of("GRPCAction")),
             ("httpGet", Of("HTTPGetAction")),
             ("initialDelaySeconds", Built),
             ("periodSeconds", Built),
             ("successThreshold", Built),
-            ("tcpSocket", Built),
+            ("tcpSocket", Of("TCPSocketAction")),
             ("terminationGracePeriodSeconds", Built),
             ("timeoutSeconds", Built),
         ],
@@ -253,7 +263,7 @@ static TABLE: &[(&str, Fields)] = &[
         "HTTPGetAction",
         &[
             ("host", Built),
-            ("httpHeaders", Built),
+            ("httpHeaders", Of("HTTPHeader")),
             ("path", Built),
             ("port", Built),
             ("protocol", Unless(|value, _| equals("HTTP1", value), "probes speak HTTP/1.1")),
@@ -307,7 +317,7 @@ static TABLE: &[(&str, Fields)] = &[
     (
         "DownwardAPIVolumeFile",
         &[
-            ("fieldRef", Built),
+            ("fieldRef", Of("ObjectFieldSelector")),
             ("mode", Built),
             ("path", Built),
             ("resourceFieldRef", Of("ResourceFieldSelector")),
@@ -334,6 +344,47 @@ static TABLE: &[(&str, Fields)] = &[
     ("SecretProjection", &[("items", Of("KeyToPath")), ("name", Built), ("optional", Built)]),
     ("DownwardAPIProjection", &[("items", Of("DownwardAPIVolumeFile"))]),
     (
+        "NodeAffinity",
+        &[
+            ("preferredDuringSchedulingIgnoredDuringExecution", Of("PreferredSchedulingTerm")),
+            ("requiredDuringSchedulingIgnoredDuringExecution", Of("NodeSelector")),
+        ],
+    ),
+    ("PreferredSchedulingTerm", &[("preference", Of("NodeSelectorTerm")), ("weight", Built)]),
+    ("NodeSelector", &[("nodeSelectorTerms", Of("NodeSelectorTerm"))]),
+    (
+        "NodeSelectorTerm",
+        &[("matchExpressions", Of("NodeSelectorRequirement")), ("matchFields", Of("NodeSelectorRequirement"))],
+    ),
+    ("NodeSelectorRequirement", &[("key", Built), ("operator", Built), ("values", Built)]),
+    ("SeccompProfile", &[("localhostProfile", Built), ("type", Built)]),
+    ("Capabilities", &[("add", Built), ("drop", Built)]),
+    ("ConfigMapKeySelector", &[("key", Built), ("name", Built), ("optional", Built)]),
+    ("SecretKeySelector", &[("key", Built), ("name", Built), ("optional", Built)]),
+    ("ObjectFieldSelector", &[("apiVersion", Built), ("fieldPath", Built)]),
+    ("ExecAction", &[("command", Built)]),
+    ("SleepAction", &[("seconds", Built)]),
+    ("TCPSocketAction", &[("host", Built), ("port", Built)]),
+    ("HTTPHeader", &[("name", Built), ("value", Built)]),
+    ("PodDNSConfig", &[("nameservers", Built), ("options", Of("PodDNSConfigOption")), ("searches", Built)]),
+    ("PodDNSConfigOption", &[("name", Built), ("value", Built)]),
+    ("HostAlias", &[("hostnames", Built), ("ip", Built)]),
+    ("LocalObjectReference", &[("name", Built)]),
+    ("PodOS", &[("name", Unless(|name, _| equals("linux", name), NO_WINDOWS))]),
+    ("PodReadinessGate", &[("conditionType", Built)]),
+    ("PodSchedulingGate", &[("name", Built)]),
+    (
+        "Toleration",
+        &[("effect", Built), ("key", Built), ("operator", Built), ("tolerationSeconds", Built), ("value", Built)],
+    ),
+    (
+        "EnvFromSource",
+        &[("configMapRef", Of("ConfigMapEnvSource")), ("prefix", Built), ("secretRef", Of("SecretEnvSource"))],
+    ),
+    ("ConfigMapEnvSource", &[("name", Built), ("optional", Built)]),
+    ("SecretEnvSource", &[("name", Built), ("optional", Built)]),
+    ("HostPathVolumeSource", &[("path", Built), ("type", Built)]),
+    (
         "ServiceAccountTokenProjection",
         &[("audience", Built), ("expirationSeconds", Built), ("path", Built), ("user", Refused(NO_OWNER))],
     ),
@@ -344,34 +395,34 @@ const POD_SPEC: Fields = &[
     ("affinity", Of("Affinity")),
     ("automountServiceAccountToken", Built),
     ("containers", Of("Container")),
-    ("dnsConfig", Built),
+    ("dnsConfig", Of("PodDNSConfig")),
     ("dnsPolicy", Built),
     ("enableServiceLinks", Built),
     ("ephemeralContainers", Refused("debugging containers are not added to running pods; use kubectl exec")),
     ("evictionResponders", Refused("there are no EvictionRequests")),
-    ("hostAliases", Built),
+    ("hostAliases", Of("HostAlias")),
     ("hostIPC", Built),
     ("hostNetwork", Built),
     ("hostPID", Built),
     ("hostUsers", Unless(|value, _| value.as_bool() == Some(true), "pods have no user namespaces of their own")),
     ("hostname", Built),
     ("hostnameOverride", Refused("use hostname and subdomain")),
-    ("imagePullSecrets", Built),
+    ("imagePullSecrets", Of("LocalObjectReference")),
     ("initContainers", Of("Container")),
     ("nodeName", Built),
     ("nodeSelector", Built),
-    ("os", Unless(|os, _| equals("linux", &os["name"]), NO_WINDOWS)),
+    ("os", Of("PodOS")),
     ("overhead", Refused("there are no RuntimeClasses")),
     ("preemptionPolicy", Built),
     ("priority", Built),
     ("priorityClassName", Built),
-    ("readinessGates", Built),
+    ("readinessGates", Of("PodReadinessGate")),
     ("resourceClaims", Refused(NO_DRA)),
     ("resources", Refused("resources are given to containers, not to pods")),
     ("restartPolicy", Built),
     ("runtimeClassName", Refused("there are no RuntimeClasses")),
     ("schedulerName", Built),
-    ("schedulingGates", Built),
+    ("schedulingGates", Of("PodSchedulingGate")),
     ("schedulingGroup", Refused("pods are scheduled one by one")),
     ("securityContext", Of("PodSecurityContext")),
     ("serviceAccount", Built),
@@ -380,7 +431,7 @@ const POD_SPEC: Fields = &[
     ("shareProcessNamespace", Built),
     ("subdomain", Built),
     ("terminationGracePeriodSeconds", Built),
-    ("tolerations", Built),
+    ("tolerations", Of("Toleration")),
     ("topologySpreadConstraints", Refused(NO_SPREADING)),
     ("volumes", Of("Volume")),
 ];
@@ -389,7 +440,7 @@ const CONTAINER: Fields = &[
     ("args", Built),
     ("command", Built),
     ("env", Of("EnvVar")),
-    ("envFrom", Built),
+    ("envFrom", Of("EnvFromSource")),
     ("image", Built),
     ("imagePullPolicy", Built),
     ("lifecycle", Of("Lifecycle")),
@@ -430,7 +481,7 @@ const VOLUME: Fields = &[
     ("gcePersistentDisk", Refused(NO_REMOTE)),
     ("gitRepo", Refused("clone in an init container into an emptyDir")),
     ("glusterfs", Refused(NO_REMOTE)),
-    ("hostPath", Built),
+    ("hostPath", Of("HostPathVolumeSource")),
     ("image", Refused("images are not mounted as volumes")),
     ("iscsi", Refused(NO_REMOTE)),
     ("name", Built),
@@ -469,4 +520,54 @@ pub fn is_safe_sysctl(name: &str) -> bool {
     ];
     // Both separators name the same file.
     SAFE.contains(&name.replace('/', ".").as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use api::schema::{Element, Shape, Type};
+
+    use super::*;
+    use crate::schema;
+
+    /// The type of the objects in a field, if there are any.
+    fn object_in(shape: Shape<'static>) -> Option<Type<'static>> {
+        match shape {
+            Shape::Scalar(_) => None,
+            Shape::Object(of) => Some(of),
+            Shape::List(element) | Shape::Map(element) => inner(element),
+        }
+    }
+
+    fn inner(element: Element<'static>) -> Option<Type<'static>> {
+        object_in(element.shape())
+    }
+
+    #[test]
+    fn every_field_of_the_schema_is_built_or_refused() {
+        let mut seen = BTreeSet::new();
+        let mut todo = vec![schema::get("io.k8s.api.core.v1.PodSpec").expect("pods have a specification")];
+        while let Some(of) = todo.pop() {
+            if !seen.insert(of.short_name()) {
+                continue;
+            }
+            let known: BTreeSet<&str> = fields_of(of.short_name()).iter().map(|(name, _)| *name).collect();
+            let all: BTreeSet<&str> = of.fields().map(|field| field.name()).collect();
+            assert_eq!(known, all, "{}", of.short_name());
+            for (name, support) in fields_of(of.short_name()) {
+                let inner = object_in(of.field(name).expect("compared above").shape());
+                match (support, inner) {
+                    (Of(expected), Some(inner)) => {
+                        assert_eq!(*expected, inner.short_name(), "{}.{name}", of.short_name());
+                        todo.push(inner);
+                    }
+                    (Refused(_), _) | (Built | Unless(..) | Keys(_), None) => {}
+                    (_, inner) => panic!("{}.{name} holds {:?}", of.short_name(), inner.map(|of| of.short_name())),
+                }
+            }
+        }
+        let listed: BTreeSet<&str> = TABLE.iter().map(|(name, _)| *name).collect();
+        assert_eq!(listed, seen, "types that pods do not have");
+    }
 }
