@@ -2,13 +2,20 @@
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use api::key::Key;
+use api::object::Object;
+use imbl::OrdMap;
+
 use crate::Snapshot;
-use crate::frame::{self, FILE_HEADER, Header, Kind};
+use crate::durable::OpenError;
+use crate::frame::{self, FILE_HEADER, FRAME_HEADER, Header, Kind};
 use crate::log::UNFINISHED;
-use crate::record::Encoder;
-use crate::vfs::{File, Vfs, write_all_at};
+use crate::record::{BadRecord, Encoder, Run, decode_run};
+use crate::seal::Keyring;
+use crate::vfs::{File, Vfs, read_full_at, write_all_at};
 
 /// About as much as one frame holds: large enough to keep the disk busy, small beside what the store may use of memory.
 const FRAME_BYTES: usize = 256 << 10;
@@ -100,5 +107,105 @@ impl Output<'_> {
         self.end += frame.len() as u64;
         self.sequence += 1;
         Ok(())
+    }
+}
+
+/// Reads a checkpoint's objects, and its size.
+///
+/// # Errors
+/// A checkpoint was complete before it got its name: any fault in it is damage.
+pub(crate) fn read(
+    vfs: &dyn Vfs,
+    path: &Path,
+    header: &Header,
+    keys: &Keyring,
+) -> Result<(OrdMap<Key, Arc<Object>>, u64), OpenError> {
+    let mut input = Input::open(vfs, path, header)?;
+    let mut objects = OrdMap::new();
+    let mut total = None;
+    while total.is_none() {
+        let batch = input.batch()?;
+        for (decoded, frame) in decode_all(&batch, keys).into_iter().zip(&batch) {
+            match decoded.map_err(|bad| OpenError::record(path, frame.offset, bad, OpenError::BACKUP))? {
+                Run::Objects(run) => objects.extend(run.into_iter().map(|object| (object.key().clone(), object))),
+                Run::Total(count) => total = Some(count),
+            }
+        }
+    }
+    if total != Some(objects.len() as u64) || input.offset != input.size {
+        return Err(OpenError::damaged(path, input.offset, "the checkpoint does not hold what it says"));
+    }
+    Ok((objects, input.size))
+}
+
+/// Decodes on all cores: parsing metadata is what a restart of a large store spends its time on.
+fn decode_all(batch: &[Frame], keys: &Keyring) -> Vec<Result<Run, BadRecord>> {
+    let decode = |frames: &[Frame]| frames.iter().map(|frame| decode_run(&frame.payload, keys)).collect();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut shares = batch.chunks(batch.len().div_ceil(cores));
+    let first = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || -> Vec<_> { decode(share) })).collect();
+        let mut decoded: Vec<_> = decode(first);
+        for other in others {
+            decoded.extend(other.join().expect("decoding does not panic"));
+        }
+        decoded
+    })
+}
+
+/// A checkpoint being read, one frame at a time.
+struct Input<'a> {
+    file: Box<dyn File>,
+    path: &'a Path,
+    header: &'a Header,
+    size: u64,
+    offset: u64,
+    sequence: u64,
+}
+
+struct Frame {
+    offset: u64,
+    payload: Vec<u8>,
+}
+
+impl<'a> Input<'a> {
+    fn open(vfs: &dyn Vfs, path: &'a Path, header: &'a Header) -> Result<Self, OpenError> {
+        let file = vfs.open(path).map_err(|source| OpenError::io("open", path, source))?;
+        let size = file.size().map_err(|source| OpenError::io("read", path, source))?;
+        Ok(Self { file, path, header, size, offset: FILE_HEADER as u64, sequence: header.sequence })
+    }
+
+    /// The next frames, some megabytes, at least one.
+    fn batch(&mut self) -> Result<Vec<Frame>, OpenError> {
+        const FRAMES: usize = 16;
+        let mut batch = vec![self.next()?];
+        while batch.len() < FRAMES && self.offset < self.size {
+            batch.push(self.next()?);
+        }
+        Ok(batch)
+    }
+
+    fn next(&mut self) -> Result<Frame, OpenError> {
+        let bad = |what| OpenError::damaged(self.path, self.offset, what);
+        let io = |source| OpenError::io("read", self.path, source);
+        let mut header = [0; FRAME_HEADER];
+        if read_full_at(&*self.file, &mut header, self.offset).map_err(io)? < FRAME_HEADER {
+            return Err(bad("the checkpoint ends too early"));
+        }
+        let expected = frame::expect(&header, self.header.owner(), self.sequence).map_err(bad)?;
+        let next = self.offset + frame::frame_len(expected.payload) as u64;
+        if next > self.size {
+            return Err(bad("the checkpoint ends too early"));
+        }
+        let mut payload = vec![0; expected.payload];
+        let start = self.offset + FRAME_HEADER as u64;
+        let len = read_full_at(&*self.file, &mut payload, start).map_err(io)?;
+        if len < expected.payload || !expected.matches(&payload) {
+            return Err(bad("the frame does not match its checksum"));
+        }
+        let frame = Frame { offset: self.offset, payload };
+        (self.offset, self.sequence) = (next, self.sequence + 1);
+        Ok(frame)
     }
 }

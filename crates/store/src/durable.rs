@@ -5,12 +5,13 @@
 //! is on it; reads go on. A full disk only fails the writes that found it full.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::record::BadRecord;
 use crate::recover::recover;
 use crate::seal::{KeyId, Keyring, Rng};
 use crate::state::Limits;
@@ -66,6 +67,31 @@ pub enum OpenError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
+impl OpenError {
+    /// The way out of damage that nothing on this disk can mend.
+    pub(crate) const BACKUP: &str = "restore the directory from a backup";
+
+    pub(crate) fn damaged(path: &Path, offset: u64, what: &'static str) -> Self {
+        Self::damaged_but(path, offset, what, Self::BACKUP)
+    }
+
+    pub(crate) fn damaged_but(path: &Path, offset: u64, what: &'static str, repair: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), offset, what, repair: repair.into() }
+    }
+
+    /// An intact frame whose payload was not taken.
+    pub(crate) fn record(path: &Path, offset: u64, bad: BadRecord, repair: impl Into<String>) -> Self {
+        match bad {
+            BadRecord::UnknownKey(key) => Self::Key { path: path.to_owned(), key },
+            BadRecord::Damaged(what) => Self::damaged_but(path, offset, what, repair),
+        }
+    }
+
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
 /// A store on disk.
 pub struct Durable {
     view: Arc<View>,
@@ -81,7 +107,7 @@ pub struct Durable {
 /// When another process has it open, or what is on disk is not a whole store that this build understands.
 pub fn open(vfs: Arc<dyn Vfs>, rng: Arc<dyn Rng>, options: Options) -> Result<Arc<Durable>, OpenError> {
     let dir = &options.dir;
-    let io = |action, source| OpenError::Io { action, path: dir.clone(), source };
+    let io = |action, source| OpenError::io(action, dir, source);
     vfs.create_dir(dir).map_err(|source| io("create", source))?;
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         vfs.sync_dir(parent).map_err(|source| io("sync the parent of", source))?;
@@ -113,6 +139,13 @@ impl Durable {
     /// Whether writes are refused, because one failed or [`Durable::close`] was called.
     pub fn is_closed(&self) -> bool {
         self.queue.is_closed()
+    }
+
+    /// Waits until writes are refused: after a failure only a restart brings them back.
+    ///
+    /// Cancellation safe.
+    pub async fn closed(&self) {
+        self.queue.closed().await;
     }
 }
 

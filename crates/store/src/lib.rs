@@ -3,6 +3,11 @@
 //! Every committed transaction gets the next revision of one sequence; lists, watches and continue tokens all speak of it.
 //! Semantics follow etcd's KV and watch guarantees (`etcd.io/docs`, api_guarantees): watches are ordered, unique, atomic,
 //! reliable, resumable and bookmarkable.
+//!
+//! [`memory::Memory`] and [`durable::Durable`] share one engine (`state`, pure) and one reading side (`view`). The durable one
+//! adds, from the outside in: one thread that writes (`writer`), the log (`log`) and checkpoints (`checkpoint`), what they
+//! hold (`record`), how that is told from damage (`frame`), and the way back after a restart (`recover`). Disk and randomness
+//! are values (`vfs`, `seal`), so that tests can crash and fail every call.
 
 mod checkpoint;
 pub mod durable;

@@ -5,17 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use imbl::OrdMap;
-
 use crate::Op;
-use crate::checkpoint::replaced;
+use crate::checkpoint::{self, replaced};
 use crate::durable::{OpenError, Options};
-use crate::frame::{self, BadHeader, FILE_HEADER, FRAME_HEADER, Found, Header, Kind, VERSION};
+use crate::frame::{self, BadHeader, FILE_HEADER, Found, Header, Kind, VERSION};
 use crate::log::{Failure, Log, Tail, UNFINISHED};
-use crate::record::{self, BadRecord, Entry, Run};
+use crate::record::{self, BadRecord, Entry};
 use crate::seal::{Keyring, Rng};
 use crate::state::State;
 use crate::vfs::{File, Vfs, read_full_at, write_all_at};
@@ -37,7 +35,7 @@ pub(crate) fn recover(vfs: &Arc<dyn Vfs>, options: &Options, rng: &dyn Rng) -> R
     let Some((&newest, _)) = inventory.segments.last_key_value() else {
         if let Some(number) = inventory.checkpoints.keys().next_back() {
             let path = dir.path.join(Kind::Log.file_name(*number));
-            return Err(damaged(path, 0, "the file is missing", BACKUP.to_owned()));
+            return Err(OpenError::damaged(&path, 0, "the file is missing"));
         }
         dir.remove(inventory.unfinished.iter().map(String::as_str))?;
         return create(vfs, options, rng);
@@ -49,9 +47,9 @@ pub(crate) fn recover(vfs: &Arc<dyn Vfs>, options: &Options, rng: &dyn Rng) -> R
     }
     let tail = replay.tail.take().expect("the newest segment was replayed");
     // A name may be there without being durable, if the sync that should have made it so failed or never came.
-    vfs.sync_dir(dir.path).map_err(|source| dir.io("sync", dir.path, source))?;
+    vfs.sync_dir(dir.path).map_err(|source| OpenError::io("sync", dir.path, source))?;
     let path = dir.path.join(Kind::Log.file_name(newest));
-    let (file, tail) = mend(dir.vfs, &path, tail).map_err(|source| dir.io("mend", &path, source))?;
+    let (file, tail) = mend(dir.vfs, &path, tail).map_err(|source| OpenError::io("mend", &path, source))?;
     let names: Vec<_> = inventory.names().collect();
     dir.remove(replaced(&names, first).map(|(name, _)| name).chain(inventory.unfinished.iter().map(String::as_str)))?;
 
@@ -65,7 +63,7 @@ pub(crate) fn recover(vfs: &Arc<dyn Vfs>, options: &Options, rng: &dyn Rng) -> R
 }
 
 fn create(vfs: &Arc<dyn Vfs>, options: &Options, rng: &dyn Rng) -> Result<Recovered, OpenError> {
-    let io = |action, source| OpenError::Io { action, path: options.dir.clone(), source };
+    let io = |action, source| OpenError::io(action, &options.dir, source);
     let mut store = [0; 8];
     rng.fill(&mut store).map_err(|source| io("name", source))?;
     let state = State::new(options.limits);
@@ -132,14 +130,10 @@ struct Directory<'a> {
 }
 
 impl Directory<'_> {
-    fn io(&self, action: &'static str, path: &Path, source: io::Error) -> OpenError {
-        OpenError::Io { action, path: path.to_owned(), source }
-    }
-
     /// Reads every file's header, so that a format that is not known is refused before anything is touched.
     fn inventory(&self) -> Result<Inventory, OpenError> {
         let mut inventory = Inventory::default();
-        let names = self.vfs.list(self.path).map_err(|source| self.io("list", self.path, source))?;
+        let names = self.vfs.list(self.path).map_err(|source| OpenError::io("list", self.path, source))?;
         for name in names {
             if let Some(number) = Kind::Log.parse_name(&name) {
                 inventory.segments.insert(number, self.header(Kind::Log, number)?);
@@ -152,29 +146,30 @@ impl Directory<'_> {
         let headers = inventory.checkpoints.values().chain(inventory.segments.values());
         let stores: std::collections::BTreeSet<_> = headers.map(|header| header.store).collect();
         if stores.len() > 1 {
-            let path = self.path.to_owned();
-            return Err(damaged(path, 0, "it mixes files of several stores", "leave those of one".to_owned()));
+            let (what, repair) = ("it mixes files of several stores", "leave those of one".to_owned());
+            return Err(OpenError::damaged_but(self.path, 0, what, repair));
         }
         Ok(inventory)
     }
 
     fn header(&self, kind: Kind, number: u64) -> Result<Header, OpenError> {
         let path = self.path.join(kind.file_name(number));
-        let file = self.vfs.open(&path).map_err(|source| self.io("open", &path, source))?;
+        let file = self.vfs.open(&path).map_err(|source| OpenError::io("open", &path, source))?;
         let mut bytes = [0; FILE_HEADER];
-        let len = read_full_at(&*file, &mut bytes, 0).map_err(|source| self.io("read", &path, source))?;
+        let len = read_full_at(&*file, &mut bytes, 0).map_err(|source| OpenError::io("read", &path, source))?;
         let header = match Header::decode(kind, &bytes[..len]) {
             Ok(header) => header,
             Err(BadHeader::Version(found)) => return Err(OpenError::Version { path, found, known: VERSION }),
             Err(BadHeader::Foreign) => {
-                return Err(damaged(path, 0, "it does not begin as a file of the store does", BACKUP.to_owned()));
+                return Err(OpenError::damaged(&path, 0, "it does not begin as a file of the store does"));
             }
             Err(BadHeader::Damaged) => {
-                return Err(damaged(path, 0, "the file's header does not match its checksum", BACKUP.to_owned()));
+                return Err(OpenError::damaged(&path, 0, "the file's header does not match its checksum"));
             }
         };
         if header.number != number {
-            return Err(damaged(path, 0, "the file was renamed", format!("its number is {:016x}", header.number)));
+            let repair = format!("rename it to {}", kind.file_name(header.number));
+            return Err(OpenError::damaged_but(&path, 0, "it has another file's name", repair));
         }
         if !self.keys.holds(header.key) {
             return Err(OpenError::Key { path, key: header.key });
@@ -206,29 +201,14 @@ impl Directory<'_> {
         let newest = inventory.segments.last_key_value().map_or(0, |(number, _)| *number);
         if let Some(missing) = (replay.first..=newest.max(replay.first)).find(|n| !inventory.segments.contains_key(n)) {
             let path = self.path.join(Kind::Log.file_name(missing));
-            return Err(damaged(path, 0, "the file is missing", BACKUP.to_owned()));
+            return Err(OpenError::damaged(&path, 0, "the file is missing"));
         }
         Ok(replay)
     }
 
     fn load_checkpoint(&self, header: &Header, options: &Options) -> Result<Replay, OpenError> {
         let path = self.path.join(Kind::Checkpoint.file_name(header.number));
-        let mut frames = Frames::open(self, &path, header)?;
-        let mut objects = OrdMap::new();
-        let mut total = None;
-        while total.is_none() {
-            let batch = frames.batch(BATCH)?;
-            for (decoded, frame) in decode_all(&batch, self.keys).into_iter().zip(&batch) {
-                match decoded.map_err(|bad| bad_record(&path, frame.offset, bad, BACKUP.to_owned()))? {
-                    Run::Objects(run) => objects.extend(run.into_iter().map(|object| (object.key().clone(), object))),
-                    Run::Total(count) => total = Some(count),
-                }
-            }
-        }
-        if total != Some(objects.len() as u64) || frames.offset != frames.size {
-            let end = frames.offset;
-            return Err(damaged(path.clone(), end, "the checkpoint does not hold what it says", BACKUP.to_owned()));
-        }
+        let (objects, checkpoint_bytes) = checkpoint::read(self.vfs, &path, header, self.keys)?;
         Ok(Replay {
             state: State::at(objects, header.revision, options.limits),
             first: header.number,
@@ -238,7 +218,7 @@ impl Directory<'_> {
             reserved: header.reserved.max(header.revision),
             closed: false,
             log_bytes: 0,
-            checkpoint_bytes: frames.size,
+            checkpoint_bytes,
             tail: None,
         })
     }
@@ -246,19 +226,19 @@ impl Directory<'_> {
     /// Applies a segment's frames.
     fn replay(&self, replay: &mut Replay, header: &Header, newest: bool) -> Result<(), OpenError> {
         let path = self.path.join(Kind::Log.file_name(header.number));
-        let (file, data) = self.read(&path).map_err(|source| self.io("read", &path, source))?;
+        let (file, data) = self.read(&path).map_err(|source| OpenError::io("read", &path, source))?;
         drop(file);
         let mut sequence = header.sequence;
         if replay.sequence.is_some_and(|expected| expected != sequence) || header.store != replay.store {
             let what = "frames between this segment and the one before it are missing";
-            return Err(damaged(path, 0, what, BACKUP.to_owned()));
+            return Err(OpenError::damaged(&path, 0, what));
         }
         let (mut at, mut torn, mut last) = (FILE_HEADER, false, None);
         loop {
             match frame::find(&data, at, header.owner(), sequence) {
                 Found::Frame { payload, next } => {
                     let applied = replay.apply(&data[payload], self.keys);
-                    applied.map_err(|bad| bad_record(&path, at as u64, bad, cut(&path, at, &replay.state)))?;
+                    applied.map_err(|bad| OpenError::record(&path, at as u64, bad, cut(&path, at, &replay.state)))?;
                     last = Some(at..next);
                     (at, sequence) = (next, sequence + 1);
                 }
@@ -269,10 +249,10 @@ impl Directory<'_> {
                 }
                 Found::Torn => {
                     let what = "the segment ends in part of a frame, yet another one follows it";
-                    return Err(damaged(path.clone(), at as u64, what, cut(&path, at, &replay.state)));
+                    return Err(OpenError::damaged_but(&path, at as u64, what, cut(&path, at, &replay.state)));
                 }
                 Found::Damaged(what) => {
-                    return Err(damaged(path.clone(), at as u64, what, cut(&path, at, &replay.state)));
+                    return Err(OpenError::damaged_but(&path, at as u64, what, cut(&path, at, &replay.state)));
                 }
             }
         }
@@ -296,7 +276,7 @@ impl Directory<'_> {
     fn remove<'n>(&self, names: impl Iterator<Item = &'n str>) -> Result<(), OpenError> {
         for name in names {
             let path = self.path.join(name);
-            self.vfs.remove(&path).map_err(|source| self.io("remove", &path, source))?;
+            self.vfs.remove(&path).map_err(|source| OpenError::io("remove", &path, source))?;
         }
         Ok(())
     }
@@ -357,88 +337,11 @@ fn mend(vfs: &dyn Vfs, path: &Path, end: End) -> io::Result<(Box<dyn File>, Tail
     Ok((file, tail))
 }
 
-/// Reads the frames of a file in which every one must be whole, one at a time.
-struct Frames<'a> {
-    file: Box<dyn File>,
-    path: &'a Path,
-    header: &'a Header,
-    size: u64,
-    offset: u64,
-    sequence: u64,
-}
-
-/// One of a checkpoint's frames.
-struct Frame {
-    offset: u64,
-    payload: Vec<u8>,
-}
-
-impl<'a> Frames<'a> {
-    fn open(dir: &Directory<'_>, path: &'a Path, header: &'a Header) -> Result<Self, OpenError> {
-        let file = dir.vfs.open(path).map_err(|source| dir.io("open", path, source))?;
-        let size = file.size().map_err(|source| dir.io("read", path, source))?;
-        let offset = FILE_HEADER as u64;
-        Ok(Self { file, path, header, size, offset, sequence: header.sequence })
-    }
-
-    /// Reads the next frames, at least one, and at most `len`.
-    fn batch(&mut self, len: usize) -> Result<Vec<Frame>, OpenError> {
-        let mut batch = vec![self.next()?];
-        while batch.len() < len && self.offset < self.size {
-            batch.push(self.next()?);
-        }
-        Ok(batch)
-    }
-
-    fn next(&mut self) -> Result<Frame, OpenError> {
-        let bad = |what| damaged(self.path.to_owned(), self.offset, what, BACKUP.to_owned());
-        let io = |source| OpenError::Io { action: "read", path: self.path.to_owned(), source };
-        let mut header = [0; FRAME_HEADER];
-        if read_full_at(&*self.file, &mut header, self.offset).map_err(io)? < FRAME_HEADER {
-            return Err(bad("the checkpoint ends too early"));
-        }
-        let expected = frame::expect(&header, self.header.owner(), self.sequence).map_err(bad)?;
-        let next = self.offset + frame::frame_len(expected.payload) as u64;
-        if next > self.size {
-            return Err(bad("the checkpoint ends too early"));
-        }
-        let mut payload = vec![0; expected.payload];
-        let start = self.offset + FRAME_HEADER as u64;
-        let len = read_full_at(&*self.file, &mut payload, start).map_err(io)?;
-        if len < expected.payload || !expected.matches(&payload) {
-            return Err(bad("the frame does not match its checksum"));
-        }
-        let frame = Frame { offset: self.offset, payload };
-        (self.offset, self.sequence) = (next, self.sequence + 1);
-        Ok(frame)
-    }
-}
-
-/// Frames of a checkpoint that are decoded at once: some megabytes.
-const BATCH: usize = 16;
-
-/// Decodes on all cores: parsing metadata is what a restart of a large store spends its time on.
-fn decode_all(batch: &[Frame], keys: &Keyring) -> Vec<Result<Run, BadRecord>> {
-    let decode = |frames: &[Frame]| frames.iter().map(|frame| record::decode_run(&frame.payload, keys)).collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut shares = batch.chunks(batch.len().div_ceil(cores));
-    let first = shares.next().unwrap_or_default();
-    std::thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || -> Vec<_> { decode(share) })).collect();
-        let mut decoded: Vec<_> = decode(first);
-        for other in others {
-            decoded.extend(other.join().expect("decoding does not panic"));
-        }
-        decoded
-    })
-}
-
-const BACKUP: &str = "restore the directory from a backup";
-
 /// How to go on with what comes before the damage.
 fn cut(path: &Path, at: usize, state: &State) -> String {
     format!(
-        "{BACKUP}, or, to lose every write after revision {}, run `truncate -s {at} {}` and remove later segments",
+        "{}, or, to lose every write after revision {}, run `truncate -s {at} {}` and remove later segments",
+        OpenError::BACKUP,
         state.revision(),
         path.display()
     )
@@ -446,15 +349,4 @@ fn cut(path: &Path, at: usize, state: &State) -> String {
 
 fn is_own(name: &str) -> bool {
     Kind::Log.parse_name(name).or_else(|| Kind::Checkpoint.parse_name(name)).is_some()
-}
-
-fn damaged(path: PathBuf, offset: u64, what: &'static str, repair: String) -> OpenError {
-    OpenError::Damaged { path, offset, what, repair }
-}
-
-fn bad_record(path: &Path, offset: u64, bad: BadRecord, repair: String) -> OpenError {
-    match bad {
-        BadRecord::UnknownKey(key) => OpenError::Key { path: path.to_owned(), key },
-        BadRecord::Damaged(what) => damaged(path.to_owned(), offset, what, repair),
-    }
 }

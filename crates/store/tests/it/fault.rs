@@ -6,10 +6,11 @@ use std::sync::Arc;
 use store::durable::Durable;
 use store::{Error, Op, Store};
 
-use crate::model::{Contents, Script, contents, open_sim, put};
-use crate::sim::{Crash, Fault, Image, Random, SimVfs};
+use crate::model::{Contents, Script, contents, draft, key, open_sim, put};
+use crate::sim::{Crash, Event, Fault, Image, Random, SimVfs};
 
-const FAULTS: [Fault; 4] = [Fault::Enospc, Fault::Eio, Fault::Short, Fault::ShortThenFull];
+const FAULTS: [Fault; 6] =
+    [Fault::Enospc, Fault::Eio, Fault::Short, Fault::ShortThenFull, Fault::StaysFull, Fault::Interrupted];
 
 /// What may be in the store: one state for certain, until a write fails and closes the store.
 struct Expected {
@@ -105,15 +106,19 @@ async fn scenario(nth: u64, fault: Fault, seed: u64) -> Option<()> {
     let mut script = Script::new(seed);
     let alive = run(&disk, &store, &mut script, &mut expected, &place).await;
     let struck = disk.struck();
+    if !alive {
+        store.closed().await;
+    }
     drop(store);
     let place = format!("{place}, {struck:?}");
 
     // A short write is not a failure, and space that comes back is enough after a full disk.
     let survives = match fault {
-        Fault::Short => true,
+        Fault::Short | Fault::StaysFull => true,
         Fault::Enospc | Fault::ShortThenFull => {
             matches!(struck, None | Some("create" | "preallocate" | "write_at" | "rename" | "list" | "remove"))
         }
+        Fault::Interrupted => matches!(struck, None | Some("write_at" | "read_at")),
         Fault::Eio => struck.is_none(),
     };
     assert!(alive || !survives, "{place}: the store did not go on");
@@ -175,6 +180,16 @@ async fn a_disk_that_fills_up_during_a_write_is_survived() {
 }
 
 #[tokio::test]
+async fn a_disk_that_stays_full_for_a_while_is_survived() {
+    check(FAULTS[4]).await;
+}
+
+#[tokio::test]
+async fn an_interrupted_call_is_never_a_false_answer() {
+    check(FAULTS[5]).await;
+}
+
+#[tokio::test]
 async fn every_call_of_a_restart_may_fail() {
     let disk = SimVfs::default();
     let store = open_sim(&disk).unwrap();
@@ -185,17 +200,48 @@ async fn every_call_of_a_restart_may_fail() {
             assert!(matches!(error, Error::Conflict { .. }));
         }
     }
-    let (image, expected) = (disk.image(), contents(&store.snapshot()));
-    for fault in FAULTS {
-        for nth in 1.. {
-            let disk = SimVfs::failing(image.clone(), nth, fault);
-            let failed = open_sim(&disk).is_err();
-            disk.heal();
-            let store: Arc<Durable> = open_sim(&disk).unwrap();
-            assert_eq!(contents(&store.snapshot()), expected, "{fault:?} on call {nth}");
-            if !failed && disk.struck().is_none() && (fault != Fault::Short || nth > 60) {
-                break;
+    drop(store);
+    // As it was, and with half of the last frame.
+    let last = disk.events().iter().rposition(|event| matches!(event, Event::Write { .. })).unwrap();
+    for image in [disk.image(), disk.crash(last + 1, Crash::TornByte, &mut Random::new(1))] {
+        let expected = contents(&open_sim(&SimVfs::new(image.clone())).unwrap().snapshot());
+        for fault in FAULTS {
+            for nth in 1.. {
+                let disk = SimVfs::failing(image.clone(), nth, fault);
+                let failed = open_sim(&disk).is_err();
+                disk.heal();
+                let store: Arc<Durable> = open_sim(&disk).unwrap();
+                assert_eq!(contents(&store.snapshot()), expected, "{fault:?} on call {nth}");
+                if !failed && disk.struck().is_none() && (fault != Fault::Short || nth > 60) {
+                    break;
+                }
             }
         }
     }
+}
+
+#[tokio::test]
+async fn leases_are_renewed_while_the_disk_is_full() {
+    let lease = "/coordination.k8s.io/leases/nodes/a";
+    let renewal = |n: u32| vec![Op::PutLazily(draft(lease, &n.to_string()))];
+    let disk = SimVfs::failing(Image::default(), 40, Fault::StaysFull);
+    let store = open_sim(&disk).unwrap();
+    let mut n = 0;
+    while store.txn(vec![], vec![put("/core/pods/default/a", &n.to_string())]).await.is_ok() {
+        n += 1;
+    }
+    for n in 0..1000 {
+        store.txn(vec![], renewal(n)).await.unwrap();
+    }
+    assert!(!store.is_closed());
+    let full = store.txn(vec![], vec![put("/core/pods/default/a", "full")]).await.unwrap_err();
+    assert!(matches!(&full, Error::Io(source) if source.kind() == std::io::ErrorKind::StorageFull), "{full}");
+    assert_eq!(store.snapshot().get(&key(lease)).unwrap().value()["value"], "999");
+
+    disk.heal();
+    store.txn(vec![], vec![put("/core/pods/default/a", "space")]).await.unwrap();
+    drop(store);
+    let store = open_sim(&SimVfs::new(disk.image())).unwrap();
+    assert_eq!(store.snapshot().get(&key(lease)).unwrap().value()["value"], "999");
+    assert_eq!(store.snapshot().get(&key("/core/pods/default/a")).unwrap().value()["value"], "space");
 }

@@ -128,6 +128,9 @@ pub enum Fault {
     Short,
     /// A write takes half of the data, and the next call finds the disk full.
     ShortThenFull,
+    Interrupted,
+    /// Every call that needs space fails from the chosen one on.
+    StaysFull,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -262,9 +265,15 @@ impl SimVfs {
         let error = match fault {
             Fault::Enospc => ErrorKind::StorageFull.into(),
             Fault::Eio => io::Error::other("EIO"),
+            Fault::Interrupted => ErrorKind::Interrupted.into(),
             Fault::Short => return Ok(disk),
             Fault::ShortThenFull if disk.calls == nth + 1 => ErrorKind::StorageFull.into(),
             Fault::ShortThenFull => return Ok(disk),
+            Fault::StaysFull if disk.calls >= nth && ["create", "preallocate", "write_at"].contains(&name) => {
+                disk.struck = Some(name);
+                return Err(ErrorKind::StorageFull.into());
+            }
+            Fault::StaysFull => return Ok(disk),
         };
         if disk.calls == nth || fault == Fault::ShortThenFull {
             disk.struck = Some(name);
