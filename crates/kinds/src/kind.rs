@@ -9,6 +9,7 @@ use std::time::Duration;
 use api::field;
 use api::key::GroupResource;
 use api::names;
+use api::validation;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -17,8 +18,8 @@ use crate::table;
 pub struct Kind {
     pub names: Names,
     pub scope: Scope,
-    /// The rule for `metadata.name`: empty when it is kept.
-    pub name: fn(&str) -> Vec<String>,
+    /// The rule for `metadata.name`, and for `metadata.generateName` when the flag is set; empty when it is kept.
+    pub name: fn(&str, bool) -> names::Messages,
     /// The storage version, to which the others convert, is first.
     pub versions: Vec<Version>,
     pub verbs: &'static [Verb],
@@ -196,7 +197,7 @@ impl Kind {
                 categories: Vec::new(),
             },
             scope: Scope::Namespaced,
-            name: names::is_dns1123_subdomain,
+            name: validation::name_is_dns_subdomain,
             versions: vec![Version {
                 group: group.into(),
                 version: version.into(),

@@ -27,7 +27,7 @@ pub fn kind() -> Kind {
             Column::age(),
         ],
         row: Box::new(row),
-        name: names::is_dns1123_label,
+        name: api::validation::name_is_dns_label,
         fields: Box::new(|namespace| {
             vec![
                 ("status.phase", text(&namespace["status"]["phase"]).to_owned()),

@@ -35,7 +35,7 @@ pub fn kind() -> Kind {
                 ("spec.type", text(&service["spec"]["type"]).to_owned()),
             ]
         }),
-        name: api::names::is_dns1123_label,
+        name: api::validation::name_is_dns_label,
         create_on_update: true,
         claims: Some(Box::new(claims)),
         ..Kind::namespaced("", "v1", "Service", "services").short(&["svc"]).categories(&["all"])

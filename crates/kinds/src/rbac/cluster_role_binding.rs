@@ -2,6 +2,8 @@
 //!
 //! Source: kubernetes `pkg/registry/rbac/clusterrolebinding/strategy.go`.
 
+use api::validation;
+
 use super::role_binding::{columns, fill, row, validate};
 use crate::kind::{Kind, Strategy};
 
@@ -10,7 +12,7 @@ pub fn kind() -> Kind {
         strategy: Strategy::none().defaulting(fill).validating(|binding, old| validate(binding, old, false)),
         columns: columns(),
         row: Box::new(row),
-        name: api::names::is_path_segment_name,
+        name: validation::name_is_path_segment,
         create_on_update: true,
         ..Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings")
     }

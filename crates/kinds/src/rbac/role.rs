@@ -3,7 +3,7 @@
 //! Source: kubernetes `pkg/registry/rbac/role/strategy.go`.
 
 use api::field::Error;
-use api::names;
+use api::validation;
 use serde_json::Value;
 
 use crate::kind::{Kind, Strategy};
@@ -12,7 +12,7 @@ use crate::place::Place;
 pub fn kind() -> Kind {
     Kind {
         strategy: Strategy::none().defaulting(|_| ()).validating(validate),
-        name: names::is_path_segment_name,
+        name: validation::name_is_path_segment,
         create_on_update: true,
         ..Kind::namespaced("rbac.authorization.k8s.io", "v1", "Role", "roles")
     }

@@ -3,7 +3,7 @@
 //! Source: kubernetes `pkg/registry/rbac/rolebinding/strategy.go`.
 
 use api::field::Error;
-use api::names;
+use api::{names, validation};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ pub fn kind() -> Kind {
         strategy: Strategy::none().defaulting(fill).validating(|binding, old| validate(binding, old, true)),
         columns: columns(),
         row: Box::new(row),
-        name: names::is_path_segment_name,
+        name: validation::name_is_path_segment,
         create_on_update: true,
         ..Kind::namespaced("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
     }
