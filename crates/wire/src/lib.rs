@@ -1,1 +1,3 @@
-//! See ARCHITECTURE.md.
+//! Protocols as values and state machines without IO.
+
+pub mod edge;
