@@ -5,167 +5,125 @@
 //! runtime specification (`opencontainers/runtime-spec`, config.md and config-linux.md); names of cgroups follow the kubelet's
 //! (`pkg/kubelet/cm/pod_container_manager_linux.go`), logs its format (`pkg/kubelet/kuberuntime/logs`).
 
+mod bpf;
+mod bundle;
 pub mod capability;
+mod cgroup;
 pub mod confine;
+mod containers;
+pub mod defaults;
+mod device_program;
+mod link;
+mod mount_options;
 pub mod plan;
+pub mod pods;
 pub mod seccomp;
+mod seqpacket;
+mod setup;
 pub mod shim;
+mod sys;
+mod syscall_table;
 
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::CWD;
+use rustix::mount::OpenTreeFlags;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use crate::plan::{
-    AdoptedPod, AttachIo, AttachPlan, ContainerPlan, Event, ExecIo, ExecPlan, Pod, PodPlan, Resources, Started, Stats,
-};
+use crate::cgroup::Cgroups;
+use crate::plan::Event;
+use crate::pods::{PodHandle, Step};
 
 /// Where the runtime keeps its state, and which program its shims run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// A directory on a tmpfs, e.g. `/run/coracle/pods`: a reboot starts afresh. Created with mode 0700.
+    /// A directory on a tmpfs, e.g. `/run/coracle/pods`: a reboot starts afresh. Made with mode 0700.
     pub run_dir: PathBuf,
-    /// The delegated cgroup below the root of each hierarchy, e.g. `coracle.slice`. Created when missing.
+    /// The delegated cgroup below the root of each hierarchy, e.g. `coracle.slice`. Made when missing.
     pub cgroup_root: PathBuf,
     /// The executable whose `shim` subcommand is [`shim::main`]: usually `/proc/self/exe`.
     pub binary: PathBuf,
+    /// Called after each step of [`Runtime::create_pod`]: tests end the process here. `None` otherwise.
+    pub after_step: Option<fn(Step)>,
 }
 
 /// The pods of this machine. Cheap to clone; every clone speaks for the same pods.
 ///
-/// No method is cancelled by dropping its future half-way in a way that loses a pod: what exists is found by [`Runtime::adopt`].
+/// No pod is lost by dropping a future half-way: what exists is found by [`Runtime::adopt`]. When the last clone is dropped, shims and
+/// containers go on.
 #[derive(Clone, Debug)]
-pub struct Runtime {}
+pub struct Runtime {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    cgroups: Cgroups,
+    /// A read-only mount of the binary that is attached nowhere: what runs from it cannot write to it (CVE-2019-5736).
+    binary: OwnedFd,
+    events: mpsc::Sender<Event>,
+    pods: Mutex<BTreeMap<String, Arc<PodHandle>>>,
+    /// One per living shim; they end when this is dropped.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// Events that may wait before shims are made to wait: enough for every container of a full node to end at once.
+const EVENTS: usize = 1024;
+
+impl Inner {
+    fn binary_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.binary.as_raw_fd()))
+    }
+}
 
 impl Runtime {
     /// Opens the run directory and mounts the binary read-only for the shims. Touches no pod.
     ///
+    /// Must be called within a tokio runtime.
+    ///
     /// # Errors
     /// When a cgroup hierarchy that is needed (cpu, memory, pids) is missing, or a directory cannot be made.
     pub fn new(config: Config) -> Result<(Runtime, mpsc::Receiver<Event>), Error> {
-        todo!("{config:?}")
+        let what = |what: &str| io_error(what.to_owned());
+        pods::make_run_dir(&config.run_dir).map_err(what("make the run directory"))?;
+        let cgroups = Cgroups::open(&config.cgroup_root).map_err(what("open the control groups"))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let binary = rustix::mount::open_tree(CWD, &config.binary, flags)
+            .map_err(|error| what("open the binary for the shims")(error.into()))?;
+        let read_only = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        sys::mount_setattr(binary.as_fd(), false, sys::MountAttr { set: read_only, ..Default::default() })
+            .map_err(what("make the binary read-only for the shims"))?;
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let inner = Inner { config, cgroups, binary, events, pods: Mutex::default(), tasks: Mutex::default() };
+        Ok((Runtime { inner: Arc::new(inner) }, receiver))
     }
 
-    /// Finds the pods of an earlier main process. Half-made pods, and pods whose shim is dead, are removed.
-    ///
-    /// Call it once, before anything else.
-    ///
-    /// # Errors
-    /// When the run directory cannot be read. A single damaged pod is logged and removed.
-    pub async fn adopt(&self) -> Result<Vec<AdoptedPod>, Error> {
-        todo!()
-    }
-
-    /// Makes a pod: run directory, cgroup, shim, namespaces, sysctls.
-    ///
-    /// # Errors
-    /// When a step fails; everything that the steps before it made is gone again.
-    pub async fn create_pod(&self, plan: PodPlan) -> Result<Pod, Error> {
-        todo!("{plan:?}")
-    }
-
-    /// Writes a container's bundle and makes its cgroup. Nothing of it runs yet.
-    ///
-    /// # Errors
-    /// [`Error::Plan`] for a configuration that the runtime does not support.
-    pub async fn create_container(&self, pod: &str, plan: ContainerPlan) -> Result<(), Error> {
-        todo!("{pod} {plan:?}")
-    }
-
-    /// Runs a created container. Returns when its program has been executed.
-    ///
-    /// # Errors
-    /// [`Error::Start`] with the reason, e.g. `exec: "foo": executable file not found in $PATH`. The container is then `Exited`
-    /// with code 128, and no event is sent.
-    pub async fn start_container(&self, pod: &str, container: &str) -> Result<Started, Error> {
-        todo!("{pod} {container}")
-    }
-
-    /// Sends `signal` to a container's init. A container that does not run is no error.
-    ///
-    /// # Errors
-    /// [`Error::UnknownPod`], [`Error::UnknownContainer`].
-    pub async fn signal(&self, pod: &str, container: &str, signal: i32) -> Result<(), Error> {
-        todo!("{pod} {container} {signal}")
-    }
-
-    /// Kills every process of a container. Its exit arrives as an event.
-    ///
-    /// # Errors
-    /// [`Error::UnknownPod`], [`Error::UnknownContainer`].
-    pub async fn kill_container(&self, pod: &str, container: &str) -> Result<(), Error> {
-        todo!("{pod} {container}")
-    }
-
-    /// Forgets a container: kills what is left of it, removes its cgroup and bundle. Its log and its upper directory stay.
-    ///
-    /// # Errors
-    /// [`Error::UnknownPod`]. An unknown container is no error.
-    pub async fn remove_container(&self, pod: &str, container: &str) -> Result<(), Error> {
-        todo!("{pod} {container}")
-    }
-
-    /// Runs a process in a running container.
-    ///
-    /// # Errors
-    /// [`Error::Start`] with the reason; [`Error::NotRunning`].
-    pub async fn exec(&self, pod: &str, container: &str, plan: ExecPlan) -> Result<ExecIo, Error> {
-        todo!("{pod} {container} {plan:?}")
-    }
-
-    /// Connects to a running container's streams. Output begins with what the container writes next.
-    ///
-    /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Plan`] for a stream that the container does not have.
-    pub async fn attach(&self, pod: &str, container: &str, plan: AttachPlan) -> Result<AttachIo, Error> {
-        todo!("{pod} {container} {plan:?}")
-    }
-
-    /// What a container uses now.
-    ///
-    /// # Errors
-    /// [`Error::UnknownContainer`], or when its cgroup is gone.
-    pub fn container_stats(&self, pod: &str, container: &str) -> Result<Stats, Error> {
-        todo!("{pod} {container}")
-    }
-
-    /// What a pod uses now: all of its containers.
-    ///
-    /// # Errors
-    /// [`Error::UnknownPod`], or when its cgroup is gone.
-    pub fn pod_stats(&self, pod: &str) -> Result<Stats, Error> {
-        todo!("{pod}")
-    }
-
-    /// Changes a container's limits while it runs.
-    ///
-    /// # Errors
-    /// When the kernel refuses, e.g. a memory limit below what is in use.
-    pub async fn update_container(&self, pod: &str, container: &str, resources: &Resources) -> Result<(), Error> {
-        todo!("{pod} {container} {resources:?}")
-    }
-
-    /// Opens a container's log anew, after something else moved it. Shims rotate by themselves: this is for the CRI.
-    ///
-    /// # Errors
-    /// [`Error::UnknownContainer`], or when the file cannot be made.
-    pub async fn reopen_log(&self, pod: &str, container: &str) -> Result<(), Error> {
-        todo!("{pod} {container}")
-    }
-
-    /// Kills what is left of a pod and removes its shim, namespaces, cgroups and run directory. Logs stay. Idempotent.
-    ///
-    /// # Errors
-    /// When processes do not die (uninterruptible sleep) within 10 seconds: try again later.
-    pub async fn remove_pod(&self, pod: &str) -> Result<(), Error> {
-        todo!("{pod}")
-    }
-
-    /// The pod's network namespace, opened anew; `None` with host network.
+    /// The pod's network namespace, duplicated; `None` with host network.
     ///
     /// # Errors
     /// [`Error::UnknownPod`].
-    pub fn netns(&self, pod: &str) -> Result<Option<std::os::fd::OwnedFd>, Error> {
-        todo!("{pod}")
+    pub fn netns(&self, pod: &str) -> Result<Option<OwnedFd>, Error> {
+        let network = self.pod(pod)?.network.as_ref().map(OwnedFd::try_clone).transpose();
+        network.map_err(io_error(format!("duplicate the network namespace of pod {pod}")))
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Arc<PodHandle>>> {
+        // Nothing that holds this lock can panic half-way through a change.
+        self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pod(&self, uid: &str) -> Result<Arc<PodHandle>, Error> {
+        self.pods().get(uid).cloned().ok_or_else(|| Error::UnknownPod(uid.to_owned()))
     }
 }
 
@@ -173,15 +131,20 @@ impl Runtime {
 ///
 /// # Errors
 /// When `terminal` is none, or its other side is closed.
-pub fn resize(terminal: &impl std::os::fd::AsFd, columns: u16, rows: u16) -> std::io::Result<()> {
-    let _ = (terminal, columns, rows);
-    todo!()
+pub fn resize(terminal: &impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
 /// A fresh container id: 64 hexadecimal digits.
+///
+/// # Panics
+/// When the kernel has no random numbers, which it always has once it is up.
 #[must_use]
 pub fn new_id() -> String {
-    todo!()
+    let mut bytes = [0u8; 32];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("the kernel has random numbers");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Why the runtime could not do what it was asked.
@@ -204,5 +167,9 @@ pub enum Error {
     Shim(String),
     /// `what` says what was being done.
     #[error("could not {what}")]
-    Io { what: String, source: std::io::Error },
+    Io { what: String, source: io::Error },
+}
+
+fn io_error(what: String) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Io { what: what.clone(), source }
 }

@@ -88,7 +88,8 @@ pub struct ContainerPlan {
     pub name: String,
     pub attempt: u32,
     /// The OCI configuration. `root.path` is ignored in favour of `rootfs`; `linux.namespaces` and `linux.cgroupsPath` are set by
-    /// the runtime from the pod. Hooks, user namespaces, Intel RDT and the like are refused by name, never ignored.
+    /// the runtime from the pod. Stored beside the plan, as `config.json`. Hooks, user namespaces, Intel RDT and the like are refused by name, never ignored.
+    #[serde(skip)]
     pub spec: Spec,
     pub rootfs: Rootfs,
     /// Relative to the pod's `log_dir`, e.g. `app/0.log`; its directory is created. `None`: output is thrown away.
