@@ -66,6 +66,7 @@ pub struct Living {
     pub of: Resource,
     pub namespace: String,
     pub name: String,
+    /// Empty for any object of that name.
     pub uid: String,
 }
 

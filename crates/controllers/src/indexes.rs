@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// The indexes of every resource.
 pub const COMMON: &[IndexFn] = &[by_orphanage];
 /// The indexes of pods.
-pub const PODS: &[IndexFn] = &[by_orphanage, by_node];
+pub const PODS: &[IndexFn] = &[by_orphanage, by_node, by_end];
 
 /// Objects without a controller, by namespace.
 fn by_orphanage(object: &Object) -> Vec<String> {
@@ -22,19 +22,36 @@ fn by_node(object: &Object) -> Vec<String> {
     node_of(object).into_iter().collect()
 }
 
+/// Pods whose containers have ended for good, under one value.
+fn by_end(object: &Object) -> Vec<String> {
+    let phase = outline(object).and_then(|pod| pod.status?.phase);
+    if matches!(phase.as_deref(), Some("Succeeded" | "Failed")) { vec![String::new()] } else { Vec::new() }
+}
+
+#[derive(Deserialize)]
+struct Outline {
+    spec: Option<Spec>,
+    status: Option<Status>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    node_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    phase: Option<String>,
+}
+
+fn outline(pod: &Object) -> Option<Outline> {
+    serde_json::from_slice(pod.draft().body()).ok()
+}
+
 /// The node that a pod is bound to.
 pub fn node_of(pod: &Object) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Outline {
-        spec: Option<Spec>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Spec {
-        node_name: Option<String>,
-    }
-    let outline: Outline = serde_json::from_slice(pod.draft().body()).ok()?;
-    outline.spec?.node_name.filter(|name| !name.is_empty())
+    outline(pod)?.spec?.node_name.filter(|name| !name.is_empty())
 }
 
 /// The objects of a namespace that have no controller.
@@ -45,4 +62,9 @@ pub fn orphans<'a>(view: &'a View, namespace: &str) -> impl Iterator<Item = &'a 
 /// The pods that are bound to a node.
 pub fn pods_on<'a>(pods: &'a View, node: &str) -> impl Iterator<Item = &'a Arc<Object>> {
     pods.indexed(1, node)
+}
+
+/// The pods whose containers have ended for good.
+pub fn ended(pods: &View) -> impl Iterator<Item = &Arc<Object>> {
+    pods.indexed(2, "")
 }

@@ -24,13 +24,16 @@ pub mod endpoints;
 pub mod garbage;
 pub mod indexes;
 pub mod namespace;
+pub mod node_lifecycle;
 pub mod pod;
+pub mod pod_gc;
 pub mod pod_rank;
 pub mod replica_set;
 pub mod root_ca;
 pub mod service;
 pub mod service_account;
 pub mod shell;
+pub mod taint_eviction;
 #[cfg(test)]
 mod testing;
 pub mod views;
@@ -121,6 +124,9 @@ fn controllers_of(config: &Config) -> Vec<Arc<dyn Controller>> {
         Arc::new(endpoints::EndpointsObjects),
         Arc::new(namespace::Namespaces::new(&config.served)),
         Arc::new(garbage::Garbage::new(&config.served)),
+        Arc::new(node_lifecycle::NodeLifecycle::default()),
+        Arc::new(taint_eviction::TaintEviction::default()),
+        Arc::new(pod_gc::PodGc::default()),
         Arc::new(service_account::ServiceAccounts),
         Arc::new(root_ca::RootCas { root_ca: config.root_ca.clone() }),
     ]

@@ -365,7 +365,7 @@ impl Setting {
     async fn check_living(&self, living: &Living) -> Result<(), Status> {
         let found = self.client.get_object(&living.of, &living.namespace, &living.name).await?;
         let meta = found.meta();
-        if meta.uid != living.uid {
+        if !living.uid.is_empty() && meta.uid != living.uid {
             return Err(Status::not_found(&living.of.resource, &living.name));
         }
         if meta.is_deleting() {
