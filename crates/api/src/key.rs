@@ -98,3 +98,32 @@ impl fmt::Debug for Key {
         f.write_str(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_back() {
+        for (of, namespace, name, text) in [
+            (GroupResource::new("", "pods"), "default", "web", "/core/pods/default/web"),
+            (GroupResource::new("apps", "deployments"), "a", "b.c", "/apps/deployments/a/b.c"),
+            (GroupResource::new("", "nodes"), "", "n1", "/core/nodes//n1"),
+            (GroupResource::new(".alloc", "cluster-ips"), "", "10.96.0.1", "/.alloc/cluster-ips//10.96.0.1"),
+        ] {
+            let key = Key::new(&of, namespace, name);
+            assert_eq!(key.as_str(), text);
+            assert!(text.starts_with(&Key::namespace_prefix(&of, namespace)));
+            let read = Key::parse(text).unwrap();
+            assert_eq!((read.group_resource(), read.namespace(), read.name()), (of, namespace, name));
+        }
+        assert_eq!(Key::parse("core/pods/default/web"), None);
+        assert_eq!(Key::parse("/core/pods/web"), None);
+    }
+
+    #[test]
+    fn resources_are_named_as_in_messages() {
+        assert_eq!(GroupResource::new("", "pods").to_string(), "pods");
+        assert_eq!(GroupResource::new("apps", "deployments").to_string(), "deployments.apps");
+    }
+}

@@ -166,3 +166,44 @@ impl Change {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::key::GroupResource;
+
+    fn key() -> Key {
+        Key::new(&GroupResource::new("apps", "deployments"), "default", "web")
+    }
+
+    #[test]
+    fn the_revision_is_spliced_into_the_metadata() {
+        let object = json!({"apiVersion": "apps/v1", "metadata": {"name": "web", "resourceVersion": "9", "uid": "u"}});
+        let draft = Draft::new(key(), object).unwrap();
+        assert_eq!(draft.body(), &r#"{"apiVersion":"apps/v1","metadata":{"name":"web","uid":"u"}}"#);
+        let stored = Draft::from_bytes(key(), SCHEMA, draft.body().clone()).unwrap();
+        for draft in [draft, stored] {
+            assert_eq!((draft.meta.name.as_str(), draft.meta.uid.as_str()), ("web", "u"));
+            let object = draft.commit(42);
+            assert_eq!(
+                object.json(),
+                r#"{"apiVersion":"apps/v1","metadata":{"resourceVersion":"42","name":"web","uid":"u"}}"#
+            );
+            assert_eq!(object.value()["metadata"]["resourceVersion"], "42");
+        }
+        let empty = Draft::new(key(), json!({"metadata": {}})).unwrap().commit(1);
+        assert_eq!(empty.json(), r#"{"metadata":{"resourceVersion":"1"}}"#);
+    }
+
+    #[test]
+    fn what_has_no_metadata_is_no_object() {
+        for value in
+            [json!({}), json!({"metadata": null}), json!({"metadata": []}), json!({"metadata": {"name": 1}}), json!([])]
+        {
+            assert!(Draft::new(key(), value.clone()).is_err(), "{value}");
+        }
+        assert!(Draft::from_bytes(key(), SCHEMA, Bytes::from_static(b"{\"metadata\":")).is_err());
+    }
+}

@@ -354,7 +354,7 @@ impl<'a> Parts<'a> {
         let digits = shifted.len() as i32;
         match *suffix {
             Suffix::Two(power) => {
-                let fits = 15 - digits - (power as f32 * 3.0 / 10.0) as i32 - 1 >= 0;
+                let fits = digits + (power as f32 * 3.0 / 10.0) as i32 <= 14;
                 self.fraction.is_empty() && fits && shifted.parse::<i64>().is_ok_and(|value| value & 7 != 0)
             }
             Suffix::Ten(exponent, _) => {

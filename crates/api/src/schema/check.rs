@@ -5,7 +5,7 @@
 
 use serde_json::{Number, Value};
 
-use super::{Element, Field, Scalar, Shape, ShapeDefinition, Type, suggest, time};
+use super::{Field, Scalar, Schema, Shape, ShapeDefinition, Type, suggest, time};
 use crate::field::quoted;
 use crate::quantity::Quantity;
 
@@ -59,7 +59,7 @@ impl Type<'_> {
     /// When a value has the wrong type: the first, as upstream reports it.
     pub fn check(&self, value: &Value) -> Result<Vec<Strict>, TypeError> {
         let mut walk = Walk { go: Vec::new(), within: None, path: String::new(), unknown: Vec::new(), wrong: None };
-        walk.object(*self, value, self.go_name())?;
+        walk.object(*self, value, Go::Named(self.go_name()))?;
         match walk.wrong {
             Some(error) => Err(error),
             None => Ok(walk.unknown),
@@ -80,7 +80,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn object(&mut self, of: Type<'a>, value: &Value, go: &str) -> Result<(), TypeError> {
+    fn object(&mut self, of: Type<'a>, value: &Value, go: Go<'a>) -> Result<(), TypeError> {
         let Some(members) = self.members(value, go) else {
             return Ok(());
         };
@@ -94,7 +94,7 @@ impl<'a> Walk<'a> {
                     self.within = Some(of.short_name());
                     self.go.extend(field.definition.via.as_deref());
                     self.go.push(field.name());
-                    self.shape(field.shape(), member, &field.go())?;
+                    self.shape(field.shape(), member, Go::of_field(field))?;
                     self.go.truncate(depth);
                     self.within = within;
                 }
@@ -119,7 +119,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The members of an object; `None` for null, and for another type, which is recorded.
-    fn members<'v>(&mut self, value: &'v Value, go: &str) -> Option<&'v serde_json::Map<String, Value>> {
+    fn members<'v>(&mut self, value: &'v Value, go: Go<'a>) -> Option<&'v serde_json::Map<String, Value>> {
         match value {
             Value::Object(members) => Some(members),
             Value::Null => None,
@@ -130,7 +130,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn shape(&mut self, shape: Shape<'a>, value: &Value, go: &str) -> Result<(), TypeError> {
+    fn shape(&mut self, shape: Shape<'a>, value: &Value, go: Go<'a>) -> Result<(), TypeError> {
         if value.is_null() {
             return Ok(());
         }
@@ -142,10 +142,10 @@ impl<'a> Walk<'a> {
                     self.record(value, go);
                     return Ok(());
                 };
-                let (path, item_go) = (self.path.len(), items.go(go.strip_prefix("[]")));
+                let (path, item_go) = (self.path.len(), go.of_elements(items.schema, items.definition));
                 for (at, value) in values.iter().enumerate() {
                     self.path.push_str(&format!("[{at}]"));
-                    self.shape(items.shape(), value, &item_go)?;
+                    self.shape(items.shape(), value, item_go)?;
                     self.path.truncate(path);
                 }
                 Ok(())
@@ -154,11 +154,10 @@ impl<'a> Walk<'a> {
                 let Some(members) = self.members(value, go) else {
                     return Ok(());
                 };
-                let named = go.strip_prefix("map[").and_then(|rest| rest.split_once(']')).map(|(_, value)| value);
-                let (path, value_go) = (self.path.len(), values.go(named));
+                let (path, value_go) = (self.path.len(), go.of_elements(values.schema, values.definition));
                 for (key, value) in members {
                     self.descend(key);
-                    self.shape(values.shape(), value, &value_go)?;
+                    self.shape(values.shape(), value, value_go)?;
                     self.path.truncate(path);
                 }
                 Ok(())
@@ -166,7 +165,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn scalar(&mut self, scalar: Scalar, value: &Value, go: &str) -> Result<(), TypeError> {
+    fn scalar(&mut self, scalar: Scalar, value: &Value, go: Go<'a>) -> Result<(), TypeError> {
         match (scalar, value) {
             (Scalar::Any, _)
             | (Scalar::String, Value::String(_))
@@ -185,9 +184,9 @@ impl<'a> Walk<'a> {
             }
             // Types that decode themselves end the decoding with their error.
             (Scalar::IntOrString, Value::Number(number)) => {
-                return Err(self.type_error(&format!("number {number}"), "int32"));
+                return Err(self.type_error(&format!("number {number}"), Go::Named("int32")));
             }
-            (Scalar::IntOrString, other) => return Err(self.type_error(kind(other), "int32")),
+            (Scalar::IntOrString, other) => return Err(self.type_error(kind(other), Go::Named("int32"))),
             (Scalar::Quantity, other) => {
                 Quantity::from_json(other).map_err(|error| TypeError(error.to_string()))?;
             }
@@ -197,7 +196,7 @@ impl<'a> Walk<'a> {
             (Scalar::MicroTime, Value::String(text)) => {
                 time::parse(text, time::MICROSECONDS).map_err(TypeError)?;
             }
-            (Scalar::Time | Scalar::MicroTime, other) => return Err(self.type_error(kind(other), "string")),
+            (Scalar::Time | Scalar::MicroTime, other) => return Err(self.type_error(kind(other), Go::Named("string"))),
             (Scalar::String | Scalar::Int32 | Scalar::Int64 | Scalar::Number | Scalar::Bool | Scalar::Bytes, other) => {
                 self.record(other, go);
             }
@@ -205,7 +204,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn record(&mut self, value: &Value, go: &str) {
+    fn record(&mut self, value: &Value, go: Go<'a>) {
         self.keep(self.type_error(kind(value), go));
     }
 
@@ -213,7 +212,7 @@ impl<'a> Walk<'a> {
         self.wrong.get_or_insert(error);
     }
 
-    fn type_error(&self, what: &str, go: &str) -> TypeError {
+    fn type_error(&self, what: &str, go: Go<'a>) -> TypeError {
         TypeError(match self.within {
             None => format!("json: cannot unmarshal {what} into Go value of type {go}"),
             Some(within) => {
@@ -240,29 +239,45 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-impl Field<'_> {
-    /// The Go type that errors name.
-    fn go(&self) -> String {
-        match &self.definition.go {
-            Some(go) => go.to_string(),
-            None => self.schema.go_type(&self.definition.shape),
+/// A Go type, written out only when an error names it.
+#[derive(Clone, Copy)]
+enum Go<'a> {
+    Named(&'a str),
+    Shape(&'a Schema, &'a ShapeDefinition),
+}
+
+impl<'a> Go<'a> {
+    fn of_field(field: Field<'a>) -> Self {
+        match &field.definition.go {
+            Some(name) => Self::Named(name),
+            None => Self::Shape(field.schema, &field.definition.shape),
         }
     }
-}
 
-impl Element<'_> {
-    fn go(&self, named: Option<&str>) -> String {
-        named.map_or_else(|| self.schema.go_type(self.definition), str::to_owned)
+    /// The type of the items or values, which the name of the whole tells where it is not a name of its own.
+    fn of_elements(self, schema: &'a Schema, definition: &'a ShapeDefinition) -> Self {
+        let named = match self {
+            Self::Named(name) => {
+                let value = || Some(name.strip_prefix("map[")?.split_once(']')?.1);
+                name.strip_prefix("[]").or_else(value)
+            }
+            Self::Shape(..) => None,
+        };
+        named.map_or(Self::Shape(schema, definition), Self::Named)
     }
 }
 
-impl super::Schema {
-    fn go_type(&self, shape: &ShapeDefinition) -> String {
+impl std::fmt::Display for Go<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (schema, shape) = match *self {
+            Self::Named(name) => return f.write_str(name),
+            Self::Shape(schema, shape) => (schema, shape),
+        };
         match shape {
-            ShapeDefinition::List(items) => format!("[]{}", self.go_type(items)),
-            ShapeDefinition::Map(values) => format!("map[string]{}", self.go_type(values)),
-            ShapeDefinition::Object(id) => self.by_id(*id).go_name().to_owned(),
-            ShapeDefinition::Scalar(scalar) => match scalar {
+            ShapeDefinition::List(items) => write!(f, "[]{}", Go::Shape(schema, items)),
+            ShapeDefinition::Map(values) => write!(f, "map[string]{}", Go::Shape(schema, values)),
+            ShapeDefinition::Object(id) => f.write_str(schema.by_id(*id).go_name()),
+            ShapeDefinition::Scalar(scalar) => f.write_str(match scalar {
                 Scalar::String => "string",
                 Scalar::Int32 => "int32",
                 Scalar::Int64 => "int64",
@@ -274,8 +289,7 @@ impl super::Schema {
                 Scalar::Time => "v1.Time",
                 Scalar::MicroTime => "v1.MicroTime",
                 Scalar::Any => "interface {}",
-            }
-            .to_owned(),
+            }),
         }
     }
 }
