@@ -26,6 +26,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use api::patch::{Format, Patch};
     use api::schema::{ListType, Shape, Strict};
     use serde_json::json;
 
@@ -128,6 +129,29 @@ mod tests {
         let left: Vec<&&str> =
             expected.keys().filter(|name| served.iter().any(|group| name.starts_with(group))).collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+
+    #[test]
+    fn kubectl_patches_find_containers_by_name() {
+        let deployment = get("io.k8s.api.apps.v1.Deployment");
+        let spec = |containers, strategy| json!({"spec": {"strategy": strategy, "template": {"spec": {"containers": containers}}}});
+        let old = spec(
+            json!([{"name": "a", "image": "a:1", "ports": [{"containerPort": 80}]}, {"name": "b", "image": "b:1"}]),
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}),
+        );
+        let body = json!({"spec": {
+            "strategy": {"$retainKeys": ["type"], "type": "Recreate"},
+            "template": {"spec": {
+                "$setElementOrder/containers": [{"name": "b"}, {"name": "a"}],
+                "containers": [{"name": "a", "image": "a:2"}],
+            }},
+        }});
+        let patch = Patch::parse(Format::Strategic, body.to_string().as_bytes()).unwrap();
+        let new = spec(
+            json!([{"name": "b", "image": "b:1"}, {"name": "a", "image": "a:2", "ports": [{"containerPort": 80}]}]),
+            json!({"type": "Recreate"}),
+        );
+        assert_eq!(patch.apply(old, deployment), Ok(new));
     }
 
     #[test]
