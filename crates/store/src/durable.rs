@@ -15,7 +15,7 @@ use crate::record::BadRecord;
 use crate::recover::recover;
 use crate::seal::{KeyId, Keyring, Rng};
 use crate::state::Limits;
-use crate::vfs::{Locking, Vfs};
+use crate::vfs::{Locking, Vfs, parent};
 use crate::view::View;
 use crate::writer::{Command, Request, Writer};
 use crate::{BoxFuture, Committed, Compare, Cursor, Error, Op, Snapshot, Store};
@@ -109,9 +109,8 @@ pub fn open(vfs: Arc<dyn Vfs>, rng: Arc<dyn Rng>, options: Options) -> Result<Ar
     let dir = &options.dir;
     let io = |action, source| OpenError::io(action, dir, source);
     vfs.create_dir(dir).map_err(|source| io("create", source))?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        vfs.sync_dir(parent).map_err(|source| io("sync the parent of", source))?;
-    }
+    // It may have been created by a process that was killed before it could sync.
+    vfs.sync_dir(parent(dir)).map_err(|source| io("sync the parent of", source))?;
     let lock = match vfs.lock(&dir.join("lock")).map_err(|source| io("lock", source))? {
         Locking::Taken(lock) => lock,
         Locking::HeldBy(holder) => return Err(OpenError::Locked { dir: dir.clone(), holder }),

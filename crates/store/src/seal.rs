@@ -12,7 +12,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest;
 use ring::rand::SecureRandom;
 
-use crate::vfs::{Vfs, read_full_at, write_all_at};
+use crate::vfs::{Vfs, parent, read_full_at, write_all_at};
 
 const KEY_LEN: usize = 32;
 const ID_LEN: usize = 8;
@@ -209,7 +209,7 @@ fn read_text(vfs: &dyn Vfs, path: &Path) -> io::Result<String> {
 
 fn create_text(vfs: &dyn Vfs, path: &Path, rng: &dyn Rng) -> io::Result<String> {
     let text = Keyring::generate(rng)?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = parent(path);
     let unfinished = path.with_extension("tmp");
     vfs.create_dir(dir)?;
     match vfs.remove(&unfinished) {

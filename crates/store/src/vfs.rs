@@ -11,7 +11,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 /// A file system. Paths are absolute or relative to where the process runs; names within a directory are UTF-8.
 pub trait Vfs: Send + Sync + 'static {
-    /// Creates a directory, and its parents, for this user alone; an existing one stays as it is.
+    /// Creates a directory, and its parents, durably and for this user alone; an existing one stays as it is.
     ///
     /// # Errors
     /// As the operating system gives them; this holds for every function here.
@@ -51,6 +51,11 @@ pub enum Locking {
     Taken(Box<dyn Send + Sync>),
     /// What the holder wrote into the file: its process id.
     HeldBy(String),
+}
+
+/// The directory that holds the entry of `path`.
+pub fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Reads until `buffer` is full or the file ends, and returns how much that was.
@@ -93,7 +98,9 @@ pub struct RealVfs;
 
 impl Vfs for RealVfs {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+        let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        missing.into_iter().try_for_each(|dir| self.sync_dir(parent(dir)))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {
@@ -104,7 +111,8 @@ impl Vfs for RealVfs {
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut holder = String::new();
                 file.read_to_string(&mut holder)?;
-                return Ok(Locking::HeldBy(holder.trim().to_owned()));
+                let holder = holder.trim();
+                return Ok(Locking::HeldBy(if holder.is_empty() { "(unknown)" } else { holder }.to_owned()));
             }
             Err(errno) => return Err(errno.into()),
         }

@@ -52,6 +52,8 @@ pub(crate) struct Writer {
     /// Visible commits that are not on disk.
     pending: Vec<Commit>,
     reserved: u64,
+    /// Whether the last append found the disk full.
+    full: bool,
     checkpoints: Checkpoints,
     lock: Box<dyn Send + Sync>,
 }
@@ -76,8 +78,8 @@ impl Writer {
             log_bytes,
             running: None,
         };
-        let writer = Self { view: view.clone(), log, encoder, pending: Vec::new(), reserved, checkpoints, lock };
-        (writer, view)
+        let pending = Vec::new();
+        (Self { view: view.clone(), log, encoder, pending, reserved, full: false, checkpoints, lock }, view)
     }
 
     /// Serves the queue until it is closed or a write fails; what is still in it is then answered with [`Error::Closed`].
@@ -125,9 +127,8 @@ impl Writer {
                     let (Failure::Unchanged(error) | Failure::Broken(error)) = &failure;
                     let shared = Arc::new(io::Error::new(error.kind(), error.to_string()));
                     answers.iter_mut().for_each(|(_, answer)| *answer = Err(Error::Io(shared.clone())));
-                    match failure {
-                        Failure::Unchanged(error) => tracing::warn!(%error, "a write failed; the store goes on"),
-                        Failure::Broken(error) => result = Err(error),
+                    if let Failure::Broken(error) = failure {
+                        result = Err(error);
                     }
                 }
             }
@@ -160,14 +161,32 @@ impl Writer {
         self.encoder.group(reserved, all.into_iter(), &mut frame).map_err(Failure::Unchanged)?;
         let header = self.header();
         let before = self.view.snapshot();
-        self.checkpoints.log_bytes += frame.len() as u64;
-        let appended = self.log.append(frame, header)?;
+        let len = frame.len() as u64;
+        let appended = self.log.append(frame, header);
+        self.report(&appended);
+        let appended = appended?;
+        self.checkpoints.log_bytes += len;
         if appended == Appended::NewSegment {
             self.checkpoints.consider(Header { kind: Kind::Checkpoint, sequence: 0, ..*self.log.header() }, before);
         }
         self.pending.clear();
         self.reserved = reserved;
         Ok(())
+    }
+
+    /// Says once that the disk is full, and once that it no longer is.
+    fn report(&mut self, appended: &Result<Appended, Failure>) {
+        match appended {
+            Err(Failure::Unchanged(error)) if !self.full => {
+                tracing::warn!(%error, "writes fail until there is space");
+                self.full = true;
+            }
+            Ok(_) if self.full => {
+                tracing::info!("there is space, writes succeed again");
+                self.full = false;
+            }
+            Ok(_) | Err(_) => {}
+        }
     }
 
     /// The header of a file begun now.
