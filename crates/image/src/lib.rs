@@ -4,10 +4,15 @@
 //! registry or an archive is hostile: digests are checked over raw bytes, configuration passes a typed allow-list
 //! ([`config`]), and layers are unpacked only by a confined child ([`unpack`]).
 
+mod archive;
 pub mod config;
 pub mod credentials;
 pub mod digest;
+mod distribution;
 pub mod gc;
+mod http;
+mod layers;
+mod manifest;
 pub mod pull;
 pub mod reference;
 pub mod registries;

@@ -1,10 +1,29 @@
-//! Unpacking layers in a confined child.
+//! Unpacking layers in a confined child: inflate, hash and make the files in one pass over the stream.
+//!
+//! The parent hashes what it received and feeds the child; the child never sees a path of the host. What the child reports
+//! (its diff id, the opaque directories) counts only for the directory that it filled.
 
+mod apply;
+mod confine;
+pub(crate) mod tar;
+
+use std::cell::Cell;
 use std::ffi::OsString;
+use std::io::{self, Cursor, Read, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::rc::Rc;
 
-/// How to start the confined child: a program that calls [`main`] when run with these arguments.
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::Digest;
+
+/// How to start the confined child: a program that calls [`main`] when run with these arguments and one more.
 #[derive(Clone, Debug)]
 pub struct Unpacker {
     pub program: PathBuf,
@@ -18,9 +37,148 @@ impl Unpacker {
     }
 }
 
+/// What one layer may amount to.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    pub entries: u64,
+    /// Of the uncompressed archive.
+    pub bytes: u64,
+    /// Uncompressed bytes for each compressed one, looked at beyond `ratio_free_bytes`.
+    pub ratio: u64,
+    pub ratio_free_bytes: u64,
+}
+
+impl Limits {
+    /// A million entries; compressed to no less than a 250th, beyond the first 512 MiB; at most `bytes`.
+    pub fn within(bytes: u64) -> Limits {
+        Limits { entries: 1_000_000, bytes, ratio: 250, ratio_free_bytes: 512 << 20 }
+    }
+}
+
+/// What the child says on its standard output when all went well.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub diff_id: Digest,
+    /// Of the uncompressed archive.
+    pub bytes: u64,
+    /// Base64 of paths relative to the layer's root.
+    opaque: Vec<String>,
+}
+
+impl Report {
+    /// Directories to be marked `trusted.overlay.opaque`.
+    pub fn opaque(&self) -> impl Iterator<Item = Option<Vec<u8>>> {
+        self.opaque.iter().map(|path| STANDARD_NO_PAD.decode(path).ok())
+    }
+}
+
 /// The child: confines itself to its working directory, then unpacks the layer on stdin into it.
 ///
-/// `args` are those after the subcommand's name.
-pub fn main(_args: &[OsString]) -> ExitCode {
-    todo!()
+/// `args` are those after the subcommand's name: the limits, written by the parent. Must run before any thread is started.
+pub fn main(args: &[OsString]) -> ExitCode {
+    match run(args) {
+        Ok(report) => {
+            let written =
+                serde_json::to_vec(&report).map_err(io::Error::other).and_then(|json| io::stdout().write_all(&json));
+            if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(message) => {
+            let _ = writeln!(io::stderr(), "{message}"); // the parent is gone if this fails
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[OsString]) -> Result<Report, String> {
+    let [limits] = args else { return Err("unpack is run by coracle itself, not by hand".to_owned()) };
+    let limits: Limits =
+        serde_json::from_slice(limits.as_encoded_bytes()).map_err(|error| format!("limits: {error}"))?;
+    confine::enter().map_err(|error| error.to_string())?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root =
+        rustix::fs::open("/", flags, Mode::empty()).map_err(|error| format!("could not open the layer: {error}"))?;
+    unpack(io::stdin().lock(), root, &limits)
+}
+
+/// Unpacks one layer, plain, gzip or zstd, into the directory `root`.
+pub(crate) fn unpack(input: impl Read, root: OwnedFd, limits: &Limits) -> Result<Report, String> {
+    let read = Rc::new(Cell::new(0));
+    let meter = Meter {
+        input: decompress(Counted { input, count: Rc::clone(&read) }).map_err(|error| error.to_string())?,
+        compressed: read,
+        hasher: Sha256::new(),
+        bytes: 0,
+        limits: *limits,
+    };
+    let mut meter = meter;
+    let mut tree = apply::Tree::new(root);
+    let mut reader = tar::Reader::new(&mut meter);
+    let mut entries = 0;
+    while let Some(entry) = reader.next().map_err(|error| error.to_string())? {
+        entries += 1;
+        if entries > limits.entries {
+            return Err(format!("the layer has more than {} entries", limits.entries));
+        }
+        tree.apply(&entry, &mut reader).map_err(|error| error.to_string())?;
+    }
+    tree.finish().map_err(|error| error.to_string())?;
+    // Bytes behind the end marker belong to the digest too.
+    io::copy(&mut meter, &mut io::sink()).map_err(|error| error.to_string())?;
+    let opaque = tree.opaque.iter().map(|path| STANDARD_NO_PAD.encode(path)).collect();
+    Ok(Report { bytes: meter.bytes, diff_id: Digest::from_hasher(meter.hasher), opaque })
+}
+
+/// Looks at the first bytes: media types in the wild are often wrong about the compression.
+fn decompress<'a, R: Read + 'a>(mut input: R) -> io::Result<Box<dyn Read + 'a>> {
+    let mut start = Vec::with_capacity(4);
+    input.by_ref().take(4).read_to_end(&mut start)?;
+    let gzip = start.starts_with(&[0x1f, 0x8b]);
+    let zstd = start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
+        || (start.len() == 4 && start[0] & 0xf0 == 0x50 && start[1..] == [0x2a, 0x4d, 0x18]);
+    let whole = Cursor::new(start).chain(input);
+    Ok(match (gzip, zstd) {
+        (true, _) => Box::new(flate2::read::MultiGzDecoder::new(whole)),
+        (_, true) => Box::new(zstd::stream::read::Decoder::new(whole)?),
+        (false, false) => Box::new(io::BufReader::with_capacity(64 * 1024, whole)),
+    })
+}
+
+struct Counted<R> {
+    input: R,
+    count: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.input.read(buffer)?;
+        self.count.set(self.count.get() + got as u64);
+        Ok(got)
+    }
+}
+
+/// Hashes the uncompressed stream and stops it when it grows beyond the limits.
+struct Meter<R> {
+    input: R,
+    compressed: Rc<Cell<u64>>,
+    hasher: Sha256,
+    bytes: u64,
+    limits: Limits,
+}
+
+impl<R: Read> Read for Meter<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.input.read(buffer)?;
+        self.hasher.update(&buffer[..got]);
+        self.bytes += got as u64;
+        let Limits { bytes, ratio, ratio_free_bytes, .. } = self.limits;
+        if self.bytes > bytes {
+            return Err(io::Error::other(format!("the layer needs more than the {bytes} bytes that are free for it")));
+        }
+        if self.bytes > ratio_free_bytes && self.bytes / ratio > self.compressed.get() {
+            return Err(io::Error::other(format!(
+                "the layer is compressed to less than a {ratio}th: it looks like a bomb"
+            )));
+        }
+        Ok(got)
+    }
 }
