@@ -314,7 +314,10 @@ impl Watcher {
         let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
         inotify::add_watch(&notify, current.parent().unwrap_or(Path::new("/")), flags)?;
-        Ok(Self { notify: AsyncFd::register(notify)? })
+        // Its successor is unsafe and meant for descriptors that may be closed elsewhere: this one is owned.
+        #[allow(deprecated)]
+        let notify = AsyncFd::new(notify)?;
+        Ok(Self { notify })
     }
 
     /// Waits for a change. Cancellation safe.

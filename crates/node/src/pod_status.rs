@@ -8,12 +8,12 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodSpec, PodStatus, VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
 };
 
 use crate::pod_machine::container::{Role, Slot, State, Waiting, should_restart};
 use crate::pod_machine::{Exit, Machine, Sandbox, api_time, container_of};
-use crate::resources;
+use crate::resources::{self, Side};
 
 /// The conditions that the kubelet writes; all others are kept as they are. Source: types/pod_status.go.
 pub const OWNED: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
@@ -53,6 +53,7 @@ impl Machine {
         let conditions = self.fresh_conditions(&spec, &old, &init, &main, phase, now);
         self.conditions.clone_from(&conditions);
         let ips = self.pod_ips(&spec, host);
+        let (requests, limits) = (resources::of_pod(&spec, Side::Requests), resources::of_pod(&spec, Side::Limits));
         PodStatus {
             phase: Some(phase.to_owned()),
             reason,
@@ -66,6 +67,12 @@ impl Machine {
             start_time: Some(api_time(self.start_time)),
             init_container_statuses: (!init.is_empty()).then_some(init),
             container_statuses: (!main.is_empty()).then_some(main),
+            resources: Some(ResourceRequirements {
+                requests: Some(resources::to_api(&requests)).filter(|amounts| !amounts.is_empty()),
+                limits: Some(resources::to_api(&limits)).filter(|amounts| !amounts.is_empty()),
+                claims: None,
+            }),
+            allocated_resources: Some(resources::to_api(&requests)).filter(|amounts| !amounts.is_empty()),
             qos_class: Some(resources::qos_name(resources::qos(&spec)).to_owned()),
             // Fields that others own.
             nominated_node_name: old.nominated_node_name,
@@ -86,10 +93,7 @@ impl Machine {
         if spec.host_network == Some(true) {
             return host.iter().map(ToString::to_string).collect();
         }
-        // One of each family, the node's primary family first. Source: `sortPodIPs`.
-        let v6_first = host.first().is_some_and(IpAddr::is_ipv6);
-        let family = |v6: bool| self.ips.iter().find(|ip| ip.contains(':') == v6).cloned();
-        family(v6_first).into_iter().chain(family(!v6_first)).collect()
+        by_family(&self.ips, host)
     }
 
     fn statuses(&self, spec: &PodSpec, ended: bool, wanted: impl Fn(Role) -> bool) -> Vec<ContainerStatus> {
@@ -243,6 +247,13 @@ impl Machine {
     fn initialized_once(&self) -> bool {
         self.slots.iter().any(|slot| slot.role == Role::Main && slot.has_started()) && !self.has_ended()
     }
+}
+
+/// One address of each family, the node's primary family first. Source: `sortPodIPs`.
+pub fn by_family(ips: &[String], host: &[IpAddr]) -> Vec<String> {
+    let v6_first = host.first().is_some_and(IpAddr::is_ipv6);
+    let family = |v6: bool| ips.iter().find(|ip| ip.contains(':') == v6).cloned();
+    family(v6_first).into_iter().chain(family(!v6_first)).collect()
 }
 
 fn waiting_state(waiting: &Waiting) -> ContainerState {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Probe};
 use runtime::Runtime;
+use tokio::sync::mpsc;
 
 use crate::exec::{self, Ended};
 use crate::http_get::{self, Get};
@@ -103,7 +104,7 @@ pub enum Report {
 ///
 /// Cancel safe: dropping it ends the probing. `first` delays the first probe of a container that was adopted, so that after a
 /// restart of ours not all of them come at once.
-pub async fn run(target: Target, first: Duration, now: Timestamp, report: impl AsyncFn(Report)) {
+pub async fn run(target: Target, first: Duration, now: Timestamp, reports: mpsc::Sender<Report>) {
     let Some(probe) = of_container(&target.container, target.kind).cloned() else { return };
     let seconds =
         |value: Option<i32>, default: u64| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default);
@@ -114,6 +115,8 @@ pub async fn run(target: Target, first: Duration, now: Timestamp, report: impl A
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut counter = Counter::new(&probe);
+    // Nobody listens any more when the pod is gone.
+    let report = async |report| drop(reports.send(report).await);
     loop {
         ticks.tick().await;
         let kind = kind_name(target.kind);

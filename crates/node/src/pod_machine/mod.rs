@@ -433,6 +433,22 @@ impl Machine {
         container_of(self.pod.spec.as_ref()?, name)
     }
 
+    /// The container whose newest run has this id.
+    pub fn container_of_run(&self, id: &str) -> Option<String> {
+        let slot = self.slots.iter().find(|slot| slot.id.as_deref() == Some(id))?;
+        Some(slot.name.clone())
+    }
+
+    /// The id of a container's newest run.
+    pub fn run_of(&self, name: &str) -> Option<String> {
+        self.slots.iter().find(|slot| slot.name == name)?.id.clone()
+    }
+
+    /// The number of a container's newest run.
+    pub fn attempt(&self, name: &str) -> Option<i32> {
+        self.slots.iter().find(|slot| slot.name == name)?.attempt
+    }
+
     /// `name_namespace(uid)`, as upstream writes a pod in messages.
     fn pod_text(&self) -> String {
         let meta = &self.pod.metadata;

@@ -1,0 +1,156 @@
+//! Gets a container's image onto the node, by its pull policy, and says so in events.
+//!
+//! Source: images/image_manager.go, `EnsureImageExists`. Back-off is the pod machine's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::status::Status;
+use client::Client;
+use image::credentials::{Credentials, from_docker_cfg, from_docker_config_json};
+use image::pull::{NoProgress, PullError};
+use image::reference::Reference;
+use image::store::{Image, ImageStore};
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+
+use crate::events::PodEvents;
+
+/// Why there is no image: the waiting reason and its message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// The pull policy; the API fills it in, this is what it fills in.
+fn policy<'a>(container: &'a Container, reference: &Reference) -> &'a str {
+    let latest = reference.digest.is_none() && reference.tag.as_deref().is_none_or(|tag| tag == "latest");
+    container.image_pull_policy.as_deref().unwrap_or(if latest { "Always" } else { "IfNotPresent" })
+}
+
+/// # Errors
+/// [`Missing`], with the event already recorded.
+pub async fn ensure(
+    images: &ImageStore,
+    client: &Client,
+    events: &PodEvents,
+    pod: &Pod,
+    container: &Container,
+) -> Result<Arc<Image>, Missing> {
+    let name = container.image.as_deref().unwrap_or_default();
+    let of = Some(container.name.as_str());
+    let reference = Reference::parse(name).map_err(|error| {
+        let message = format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");
+        events.warning("InspectFailed", &message, of);
+        Missing { reason: "InvalidImageName", message }
+    })?;
+    let policy = policy(container, &reference);
+    if policy != "Always" {
+        if let Some(found) = images.get(name) {
+            let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
+            events.normal("Pulled", &message, of);
+            return Ok(found);
+        }
+    }
+    if policy == "Never" {
+        let message = format!("Container image {name:?} is not present with pull policy of Never");
+        events.warning("ErrImageNeverPull", &message, of);
+        return Err(Missing { reason: "ErrImageNeverPull", message });
+    }
+    let credentials = credentials(client, events, pod).await;
+    events.normal("Pulling", &format!("Pulling image {name:?}"), of);
+    let begun = tokio::time::Instant::now();
+    match pull(images.clone(), reference, credentials).await {
+        Ok(found) => {
+            let took = go_millis(begun.elapsed());
+            let size = found.size;
+            let text = format!("Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes.");
+            events.normal("Pulled", &text, of);
+            Ok(found)
+        }
+        Err(error) => {
+            let message = format!("rpc error: code = {} desc = {error}", error.code());
+            events.warning("Failed", &format!("Failed to pull image {name:?}: {message}"), of);
+            Err(Missing { reason: "ErrImagePull", message })
+        }
+    }
+}
+
+/// Pulls on a thread of its own, unpacking waits for disks.
+async fn pull(images: ImageStore, reference: Reference, credentials: Vec<Credentials>) -> Result<Arc<Image>, PullError> {
+    let runtime = tokio::runtime::Handle::current();
+    let task = tokio::task::spawn_blocking(move || {
+        runtime.block_on(images.pull(&reference, &credentials, &NoProgress))
+    });
+    match task.await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// The registries' credentials in the pod's pull secrets.
+async fn credentials(client: &Client, events: &PodEvents, pod: &Pod) -> Vec<Credentials> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()).map(|secret| secret.name.as_str());
+    let (mut all, mut missing) = (Vec::new(), Vec::new());
+    for name in names.filter(|name| !name.is_empty()) {
+        let secret: Result<Secret, Status> = client.get(namespace, name).await;
+        match secret.map_err(|error| error.to_string()).and_then(|secret| parse(&secret)) {
+            Ok(found) => all.extend(found),
+            Err(error) => {
+                tracing::debug!(secret = name, %error, "pull secret not usable");
+                missing.push(name);
+            }
+        }
+    }
+    if !missing.is_empty() {
+        let names = missing.join(", ");
+        let text = format!("Unable to retrieve some image pull secrets ({names}); attempting to pull the image may not succeed.");
+        events.warning("FailedToRetrieveImagePullSecret", &text, None);
+    }
+    all
+}
+
+fn parse(secret: &Secret) -> Result<Vec<Credentials>, String> {
+    let data = |key: &str| secret.data.iter().flatten().find(|(name, _)| *name == key).map(|(_, value)| &value.0);
+    match (data(".dockerconfigjson"), data(".dockercfg")) {
+        (Some(json), _) => from_docker_config_json(json).map_err(|error| error.to_string()),
+        (None, Some(json)) => from_docker_cfg(json).map_err(|error| error.to_string()),
+        (None, None) => Err("neither .dockerconfigjson nor .dockercfg".to_owned()),
+    }
+}
+
+/// What `status.containerStatuses[].imageID` says: the digest by which the image was pulled, else its id.
+pub fn image_ref(image: &Image) -> String {
+    image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())
+}
+
+/// A duration cut to milliseconds, as Go prints it: `1.234s`, `345ms`, `1m2.5s`.
+pub fn go_millis(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let seconds = format!("{}.{:03}", rest / 1000, rest % 1000);
+    let seconds = seconds.trim_end_matches('0').trim_end_matches('.');
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_like_gos() {
+        let shown = [0, 345, 1000, 1200, 62_500, 3_600_000].map(|millis| go_millis(Duration::from_millis(millis)));
+        assert_eq!(shown, ["0s", "345ms", "1s", "1.2s", "1m2.5s", "1h0m0s"]);
+    }
+}

@@ -1,0 +1,392 @@
+//! The node's loop: gives every pod that is bound to this machine a worker, and passes on what happens.
+//!
+//! Source: kubelet.go, `syncLoop` and `HandlePodCleanups`; pod_workers.go.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use api::object::Object;
+use client::events::Recorder;
+use client::informer::{Delta, Informer, Informers};
+use client::{Client, Clock, Resource};
+use image::store::ImageStore;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use rustix::event::{PollFd, PollFlags};
+use runtime::Runtime;
+use runtime::plan::{AdoptedPod, ContainerState};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::network::PodNetwork;
+use crate::node_status::{self, Identity};
+use crate::plan::files::ClusterDns;
+use crate::pod_machine::{Adopted, AdoptedContainer, Machine};
+use crate::shared::{Registry, Roots, Shared};
+use crate::sources::Sources;
+use crate::worker::{self, Handle, Message, Past};
+use crate::admission;
+
+/// Everything that the node is given.
+pub struct Config {
+    pub node_name: String,
+    /// The machine's addresses, primary family first.
+    pub node_ips: Vec<IpAddr>,
+    pub roots: Roots,
+    pub pod_cidrs: Vec<String>,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// Acts as `system:node:<name>`.
+    pub client: Client,
+    pub runtime: Runtime,
+    pub runtime_events: mpsc::Receiver<runtime::plan::Event>,
+    pub images: ImageStore,
+    pub network: Arc<dyn PodNetwork>,
+    pub clock: Clock,
+    /// Such as `v1.37.2+coracle.1`.
+    pub version: String,
+    /// Where the kubelet's endpoint is served, for the Node's status.
+    pub port: u16,
+    /// Filled with the node's pods: what the endpoint serves.
+    pub registry: Registry,
+}
+
+/// Why the node cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the pods of an earlier process cannot be adopted")]
+    Adopt(#[source] runtime::Error),
+    #[error("the API's pods cannot be followed: {0}")]
+    Watch(#[from] client::informer::Stopped),
+}
+
+/// Runs the node until `cancel`; pods run on after that, and the next process adopts them.
+///
+/// # Errors
+/// When earlier pods cannot be adopted: running on would start them twice.
+pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error> {
+    let mut tasks = JoinSet::new();
+    let mut informers = Informers::new(&cancel);
+    let pods = informers.start(&config.client, bound_to(&config.node_name), &[]);
+    let services = informers.start(&config.client, Resource::of::<Service>().everywhere(), &[]);
+    let machine = node_status::measure(existing(&config.roots.kubelet));
+    let clock = config.clock.clone();
+    let recorder =
+        Recorder::start(config.client.clone(), "kubelet", &config.node_name, clock.clone(), &mut tasks, cancel.clone());
+    let identity = Identity {
+        name: config.node_name.clone(),
+        ips: config.node_ips.clone(),
+        pod_cidrs: config.pod_cidrs,
+        version: config.version,
+        port: config.port,
+        data_dir: existing(&config.roots.kubelet).to_owned(),
+    };
+    let (registered, node) = watch::channel(None);
+    let heartbeat = node_status::keep_alive(
+        config.client.clone(),
+        identity,
+        machine.clone(),
+        config.images.clone(),
+        clock.clone(),
+        move |node: Node| drop(registered.send_replace(Some(node))),
+    );
+    let stop = cancel.clone();
+    tasks.spawn(async move {
+        stop.run_until_cancelled(heartbeat).await;
+    });
+    let shared = Arc::new(Shared {
+        node_name: config.node_name,
+        node_ips: config.node_ips,
+        roots: config.roots,
+        cluster_dns: ClusterDns { servers: config.cluster_dns, domain: config.cluster_domain },
+        sources: Sources::new(config.client.clone(), cancel.clone()),
+        client: config.client,
+        runtime: config.runtime,
+        images: config.images,
+        network: config.network,
+        recorder,
+        services,
+        clock,
+        machine,
+        registry: config.registry,
+    });
+    let node = Loop {
+        shared,
+        workers: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        found: BTreeMap::new(),
+        node,
+        waiting: BTreeMap::new(),
+        cancel: cancel.clone(),
+    };
+    let ended = node.run(pods, config.runtime_events).await;
+    cancel.cancel();
+    while tasks.join_next().await.is_some() {}
+    informers.stop().await;
+    ended
+}
+
+/// The pods of this node.
+fn bound_to(node: &str) -> client::Scope {
+    let mut scope = Resource::of::<Pod>().everywhere();
+    scope.field_selector = format!("spec.nodeName={node}");
+    scope
+}
+
+/// The nearest directory that exists, for measuring its disk.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+struct Loop {
+    shared: Arc<Shared>,
+    workers: BTreeMap<String, Handle>,
+    tasks: JoinSet<String>,
+    /// Pods of an earlier process that no worker has taken over yet.
+    found: BTreeMap<String, AdoptedPod>,
+    node: watch::Receiver<Option<Node>>,
+    /// New pods, until the node is registered: admission needs to know it.
+    waiting: BTreeMap<String, Arc<Pod>>,
+    cancel: CancellationToken,
+}
+
+impl Loop {
+    async fn run(mut self, pods: Informer, mut events: mpsc::Receiver<runtime::plan::Event>) -> Result<(), Error> {
+        let found = self.shared.runtime.adopt().await.map_err(Error::Adopt)?;
+        self.found = found.into_iter().map(|pod| (pod.plan.uid.clone(), pod)).collect();
+        let view = match self.cancel.run_until_cancelled(pods.synced()).await {
+            None => return Ok(()),
+            Some(view) => view?,
+        };
+        // What runs and is not in the API goes.
+        let known: std::collections::BTreeSet<&str> = view.iter().map(|object| object.meta().uid.as_str()).collect();
+        let gone: Vec<String> = self.found.keys().filter(|uid| !known.contains(uid.as_str())).cloned().collect();
+        for uid in gone {
+            self.remove_orphan(uid);
+        }
+        self.remove_directories(&known);
+        let mut changes = pods.subscribe();
+        let mut mounts = mount_changes();
+        let mut node = self.node.clone();
+        loop {
+            tokio::select! {
+                () = self.cancel.cancelled() => break,
+                deltas = changes.next() => {
+                    for delta in deltas {
+                        self.changed(&delta).await;
+                    }
+                }
+                Some(event) = events.recv() => self.happened(event).await,
+                () = mount_changed(&mut mounts) => {
+                    for worker in self.workers.values() {
+                        worker.mailbox.send(Message::SourcesChanged).await.ok();
+                    }
+                }
+                Ok(()) = node.changed(), if !self.waiting.is_empty() => self.admit_waiting(),
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    match ended {
+                        Ok(uid) => {
+                            self.workers.remove(&uid);
+                            self.shared.registry.remove(&uid);
+                        }
+                        Err(error) => warn!(%error, "a pod's worker failed"),
+                    }
+                }
+            }
+        }
+        while self.tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn changed(&mut self, delta: &Delta) {
+        let uid_of = |object: &Option<Arc<Object>>| object.as_ref().map(|object| object.meta().uid.clone());
+        let (old, new) = (uid_of(&delta.old), uid_of(&delta.new));
+        if let Some(old) = old.filter(|old| new.as_ref() != Some(old)) {
+            self.waiting.remove(&old);
+            if let Some(worker) = self.workers.get(&old) {
+                worker.mailbox.send(Message::Gone).await.ok();
+            }
+        }
+        let (Some(uid), Some(object)) = (new, &delta.new) else { return };
+        let pod: Arc<Pod> = match object.decode() {
+            Ok(pod) => Arc::new(pod),
+            Err(error) => {
+                warn!(pod = %object.key(), %error, "pod cannot be read, it is left alone");
+                return;
+            }
+        };
+        if let Some(worker) = self.workers.get(&uid) {
+            worker.pods.send_replace(pod);
+        } else {
+            self.waiting.insert(uid, pod);
+            self.admit_waiting();
+        }
+    }
+
+    /// Starts workers for new pods, oldest first, as far as the node is known.
+    fn admit_waiting(&mut self) {
+        let node = self.node.borrow_and_update().clone();
+        let mut waiting: Vec<(String, Arc<Pod>)> = std::mem::take(&mut self.waiting).into_iter().collect();
+        waiting.sort_by_key(|(_, pod)| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        for (uid, pod) in waiting {
+            // A pod that ran here already was admitted then.
+            let ran = self.found.contains_key(&uid) || started_here(&pod);
+            match (&node, ran) {
+                (None, false) => drop(self.waiting.insert(uid, pod)),
+                (Some(node), false) => {
+                    let verdict = self.admit(&pod, node);
+                    self.start(uid, pod, verdict);
+                }
+                (_, true) => self.start(uid, pod, Ok(())),
+            }
+        }
+    }
+
+    fn admit(&self, pod: &Pod, node: &Node) -> Result<(), admission::Refusal> {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let known = self.shared.registry.all();
+        let active = known.iter().filter(|known| !matches!(known.status.phase.as_deref(), Some("Succeeded" | "Failed")));
+        admission::admit(pod, node, active.map(|known| known.pod.as_ref()))
+    }
+
+    fn start(&mut self, uid: String, pod: Arc<Pod>, verdict: Result<(), admission::Refusal>) {
+        let now = self.shared.now();
+        let mut past = Past::default();
+        let machine = match (verdict, self.found.remove(&uid)) {
+            (Err(refusal), _) => {
+                info!(pod = uid, reason = refusal.reason, message = refusal.message, "pod refused");
+                let events = crate::events::PodEvents::new(self.shared.recorder.clone(), &pod);
+                events.warning(&refusal.reason, &refusal.message, None);
+                Machine::reject(pod, &refusal.reason, &refusal.message, now)
+            }
+            (Ok(()), Some(found)) => {
+                info!(pod = uid, containers = found.containers.len(), "pod adopted");
+                let adopted = adopted(&pod, &found, &mut past);
+                self.reattach(&uid, &pod, found);
+                Machine::adopt(pod, adopted, now)
+            }
+            (Ok(()), None) => Machine::new(pod, now),
+        };
+        let status = machine.pod().status.clone().unwrap_or_default();
+        self.shared.registry.set(&uid, crate::shared::Known { pod: machine.pod().clone(), status });
+        let handle = worker::spawn(self.shared.clone(), machine, past, &mut self.tasks, self.cancel.clone());
+        self.workers.insert(uid, handle);
+    }
+
+    /// Lets the network repair what is missing of an adopted pod.
+    fn reattach(&mut self, uid: &str, pod: &Arc<Pod>, found: AdoptedPod) {
+        let Some(netns) = found.pod.netns else { return };
+        let (shared, uid, pod) = (self.shared.clone(), uid.to_owned(), pod.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = shared.network.attach(&uid, netns, &pod).await {
+                warn!(pod = uid, error, "the adopted pod's network is not repaired");
+            }
+            String::new()
+        });
+    }
+
+    fn remove_orphan(&mut self, uid: String) {
+        info!(pod = uid, "pod is gone from the API: its containers are killed");
+        self.found.remove(&uid);
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            worker::remove_orphan(&shared, &uid).await;
+            String::new()
+        });
+    }
+
+    /// Directories of pods that are neither in the API nor running: a crash between two steps left them.
+    fn remove_directories(&mut self, known: &std::collections::BTreeSet<&str>) {
+        for entry in std::fs::read_dir(self.shared.roots.kubelet.join("pods")).into_iter().flatten().flatten() {
+            let Ok(uid) = entry.file_name().into_string() else { continue };
+            // Those of another kubelet have no marker of ours and are left alone.
+            let ours = crate::volumes::shm(&entry.path()).exists();
+            if ours && !known.contains(uid.as_str()) && !self.found.contains_key(&uid) {
+                self.remove_orphan(uid);
+            }
+        }
+    }
+
+    async fn happened(&mut self, event: runtime::plan::Event) {
+        let (pod, message) = match event {
+            runtime::plan::Event::ContainerExited { pod, container, exit } => {
+                (pod, Message::ContainerExited { id: container, exit })
+            }
+            runtime::plan::Event::ShimDied { pod } => (pod, Message::Machine(crate::pod_machine::Event::SandboxLost)),
+        };
+        if let Some(worker) = self.workers.get(&pod) {
+            worker.mailbox.send(message).await.ok();
+        }
+    }
+}
+
+/// Whether the API's status shows that this node has begun with the pod.
+fn started_here(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|status| status.start_time.is_some())
+}
+
+fn adopted(pod: &Pod, found: &AdoptedPod, past: &mut Past) -> Adopted {
+    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+    let mut containers = Vec::new();
+    for container in &found.containers {
+        let plan = &container.plan;
+        let run = |started_at, exit| AdoptedContainer {
+            name: plan.name.clone(),
+            id: plan.id.clone(),
+            attempt: i32::try_from(plan.attempt).unwrap_or(i32::MAX),
+            started_at,
+            exit,
+        };
+        let time = |time: std::time::SystemTime| jiff::Timestamp::try_from(time).unwrap_or_default();
+        match &container.state {
+            // It never ran: it is made again.
+            ContainerState::Created => {}
+            ContainerState::Running { started_at, .. } => {
+                if let Some(signal) = plan.labels.get(worker::LABEL_SIGNAL).and_then(|text| text.parse().ok()) {
+                    past.stop_signals.insert(plan.name.clone(), signal);
+                }
+                containers.push(run(time(*started_at), None));
+            }
+            ContainerState::Exited(exit) => {
+                let started = exit.started_at.unwrap_or(exit.finished_at);
+                containers.push(run(time(started), Some(worker::machine_exit(&plan.id, exit))));
+            }
+        }
+    }
+    Adopted { sandbox: Some(ips.map(|ip| ip.ip.clone()).collect()), containers }
+}
+
+/// The kernel signals a change of this namespace's mounts on mountinfo as a priority event.
+fn mount_changes() -> Option<AsyncFd<std::fs::File>> {
+    let file = std::fs::File::open("/proc/self/mountinfo").ok()?;
+    // Its successor is unsafe and meant for descriptors that may be closed elsewhere: this one is owned.
+    #[allow(deprecated)]
+    let watched = AsyncFd::with_interest(file, Interest::PRIORITY);
+    watched.ok()
+}
+
+async fn mount_changed(mounts: &mut Option<AsyncFd<std::fs::File>>) {
+    let Some(watched) = mounts else { return std::future::pending().await };
+    match watched.ready(Interest::PRIORITY).await {
+        Ok(mut ready) => {
+            // Reading the state with poll acknowledges the change.
+            let mut poll = [PollFd::new(watched.get_ref(), PollFlags::PRI)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            if let Err(error) = rustix::event::poll(&mut poll, Some(&now)) {
+                warn!(%error, "mounts cannot be watched");
+            }
+            ready.clear_ready();
+        }
+        Err(error) => {
+            warn!(%error, "mounts cannot be watched");
+            *mounts = None;
+        }
+    }
+}

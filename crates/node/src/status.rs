@@ -1,0 +1,184 @@
+//! Tells the API what became of a pod: only what changed, in order, until it is told; and removes the pod in the end.
+//!
+//! Source: status/status_manager.go, `syncPod` and `canBeDeleted`; util/pod, `PatchPodStatus`.
+
+use std::time::Duration;
+
+use client::{Client, DeleteOptions, PatchType, Resource};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::pod_status::OWNED;
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// The fields of the status that the node writes. Those that are missing from a new status are removed.
+const FIELDS: [&str; 15] = [
+    "allocatedResources",
+    "containerStatuses",
+    "hostIP",
+    "hostIPs",
+    "initContainerStatuses",
+    "message",
+    "observedGeneration",
+    "phase",
+    "podIP",
+    "podIPs",
+    "qosClass",
+    "reason",
+    "resources",
+    "startTime",
+    "conditions",
+];
+
+/// What the API should know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    pub status: PodStatus,
+    /// Nothing of the pod is left and it is to be deleted: the object may go.
+    pub remove: bool,
+}
+
+/// A strategic merge patch of the status from `old` to `new`, `None` when there is nothing to tell.
+pub fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
+    let value = |status| serde_json::to_value(status).unwrap_or_default();
+    let (old, new) = (value(old), value(new));
+    let mut changes = Map::new();
+    for field in FIELDS {
+        let (before, after) = (&old[field], &new[field]);
+        if before == after {
+            continue;
+        }
+        let change = match field {
+            "conditions" => conditions(before, after),
+            "podIPs" => addresses(before, after),
+            _ => after.clone(),
+        };
+        if change != Value::Array(Vec::new()) {
+            changes.insert(field.to_owned(), change);
+        }
+    }
+    (!changes.is_empty()).then(|| json!({"metadata": {"uid": uid}, "status": changes}))
+}
+
+/// The conditions of ours that changed; others are not ours to write.
+fn conditions(before: &Value, after: &Value) -> Value {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let before = list(before);
+    let owned = |condition: &Value| condition["type"].as_str().is_some_and(|name| OWNED.contains(&name));
+    let changed: Vec<Value> = list(after).into_iter().filter(|condition| owned(condition) && !before.contains(condition)).collect();
+    changed.into()
+}
+
+fn addresses(before: &Value, after: &Value) -> Value {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let after = list(after);
+    let gone = list(before).into_iter().filter(|ip| !after.contains(ip));
+    let removals: Vec<Value> = gone.map(|ip| json!({"$patch": "delete", "ip": ip["ip"]})).collect();
+    after.into_iter().chain(removals).collect::<Vec<_>>().into()
+}
+
+/// Writes every change of `desired` until it is told to remove the pod and has, or its sender is gone.
+///
+/// Failures are tried again with growing delays; what changes meanwhile is told together.
+pub async fn keep_told(client: Client, pod: Pod, mut desired: watch::Receiver<Option<Desired>>) {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let (namespace, name, uid) = (text(&pod.metadata.namespace), text(&pod.metadata.name), text(&pod.metadata.uid));
+    let mut told = pod.status.clone().unwrap_or_default();
+    let mut delay = FIRST_RETRY;
+    loop {
+        let next = desired.borrow_and_update().clone();
+        let outcome = match &next {
+            None => Outcome::Done,
+            Some(next) => write(&client, &namespace, &name, &uid, &mut told, next).await,
+        };
+        match outcome {
+            Outcome::Gone => return,
+            Outcome::Done => {
+                delay = FIRST_RETRY;
+                if desired.changed().await.is_err() {
+                    return;
+                }
+            }
+            Outcome::Failed => {
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(LAST_RETRY);
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Done,
+    /// The object is not there any more.
+    Gone,
+    Failed,
+}
+
+async fn write(client: &Client, namespace: &str, name: &str, uid: &str, told: &mut PodStatus, next: &Desired) -> Outcome {
+    let pods = Resource::of::<Pod>();
+    if let Some(patch) = patch(uid, told, &next.status) {
+        match client.patch_object(&pods, namespace, name, Some("status"), PatchType::Strategic, patch).await {
+            Ok(object) => match object.decode::<Pod>() {
+                Ok(written) => *told = written.status.unwrap_or_default(),
+                Err(error) => {
+                    warn!(pod = name, %error, "the API's answer is no pod");
+                    told.clone_from(&next.status);
+                }
+            },
+            // Another pod of this name has taken the place: ours is gone.
+            Err(error) if error.is_not_found() || error.is_conflict() => return Outcome::Gone,
+            Err(error) => {
+                debug!(pod = name, %error, "status not written, will try again");
+                return Outcome::Failed;
+            }
+        }
+    }
+    if !next.remove {
+        return Outcome::Done;
+    }
+    let options = DeleteOptions { grace_period_seconds: Some(0), uid: Some(uid.to_owned()), ..DeleteOptions::default() };
+    match client.delete_object(&pods, namespace, name, options).await {
+        Ok(_) => Outcome::Gone,
+        Err(error) if error.is_not_found() || error.is_conflict() => Outcome::Gone,
+        Err(error) => {
+            warn!(pod = name, %error, "pod not removed from the API, will try again");
+            Outcome::Failed
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(old: Value, new: Value, expected: Value) {
+        let status = |value| serde_json::from_value(value).unwrap();
+        let patch = patch("u", &status(old), &status(new)).map_or(Value::Null, |patch| patch["status"].clone());
+        assert_eq!(patch, expected);
+    }
+
+    #[test]
+    fn only_changes_are_told() {
+        check(json!({"phase": "Running"}), json!({"phase": "Running"}), Value::Null);
+        check(
+            json!({"phase": "Pending", "reason": "old", "podIPs": [{"ip": "10.0.0.1"}]}),
+            json!({"phase": "Running", "podIPs": [{"ip": "10.0.0.2"}]}),
+            json!({"phase": "Running", "reason": null, "podIPs": [{"ip": "10.0.0.2"}, {"$patch": "delete", "ip": "10.0.0.1"}]}),
+        );
+    }
+
+    #[test]
+    fn conditions_of_others_are_left_alone() {
+        let condition = |name: &str, status: &str| json!({"type": name, "status": status});
+        check(
+            json!({"conditions": [condition("Ready", "False"), condition("lb", "True")]}),
+            json!({"conditions": [condition("lb", "False"), condition("Ready", "True")]}),
+            json!({"conditions": [condition("Ready", "True")]}),
+        );
+        check(json!({"conditions": [condition("lb", "True")]}), json!({}), Value::Null);
+    }
+}

@@ -1,0 +1,470 @@
+//! One pod's worker: feeds the pod's machine with what happens, and carries out what it decides.
+//!
+//! The loop itself never waits for anything: all work runs in tasks that answer by the worker's own mailbox. Whatever hangs, a
+//! dead file server or a slow registry, hangs for this pod alone.
+
+mod launch;
+mod sandbox;
+mod storage;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use image::store::Image;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::events::PodEvents;
+use crate::pod_machine::{Effect, Event, Exit, Machine, ProbeKind, Signal, Started};
+use crate::probes;
+use crate::shared::{Known, Shared};
+use crate::sources::PodSources;
+use crate::status::{self, Desired};
+use crate::tokens::Tokens;
+use crate::volumes::Ready;
+use crate::{hooks, pod_status};
+
+/// Messages that wait for one worker: far more than a pod's containers and probes can have under way.
+pub const MAILBOX: usize = 256;
+
+/// What reaches a worker.
+#[derive(Debug)]
+pub enum Message {
+    Machine(Event),
+    /// The runtime saw a container end; which one is known by its id.
+    ContainerExited { id: String, exit: runtime::plan::Exit },
+    /// All volumes are ready.
+    Mounted(BTreeMap<String, Ready>, Tokens),
+    /// Payloads were brought up to date.
+    Refreshed(Tokens),
+    ImageReady { container: String, image: Arc<Image> },
+    /// A Secret, a ConfigMap, or the machine's mounts may have changed.
+    SourcesChanged,
+    /// The object is gone from the API.
+    Gone,
+}
+
+/// What the node's loop keeps of a worker.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub pods: watch::Sender<Arc<Pod>>,
+    pub mailbox: mpsc::Sender<Message>,
+}
+
+/// What was found of the pod when the process started.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// The stop signals of running containers, by name.
+    pub stop_signals: BTreeMap<String, i32>,
+}
+
+pub struct Worker {
+    shared: Arc<Shared>,
+    uid: String,
+    machine: Machine,
+    events: PodEvents,
+    sources: PodSources,
+    mailbox: mpsc::Sender<Message>,
+    tasks: JoinSet<()>,
+    probes: BTreeMap<(String, ProbeKind), AbortHandle>,
+    volumes: Arc<BTreeMap<String, Ready>>,
+    storage: storage::Storage,
+    tokens: Tokens,
+    images: BTreeMap<String, Arc<Image>>,
+    stop_signals: BTreeMap<String, i32>,
+    /// Ends of containers whose start has not been told yet.
+    early: BTreeMap<String, runtime::plan::Exit>,
+    desired: watch::Sender<Option<Desired>>,
+    /// Probes of adopted containers are spread over their first period.
+    adopted: bool,
+    gone: bool,
+}
+
+/// Starts a worker in `tasks`; it ends when nothing of the pod is left here and in the API, or on `cancel`, which leaves the
+/// pod running.
+pub fn spawn(
+    shared: Arc<Shared>,
+    machine: Machine,
+    past: Past,
+    tasks: &mut JoinSet<String>,
+    cancel: CancellationToken,
+) -> Handle {
+    let pod = machine.pod().clone();
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let (mailbox, messages) = mpsc::channel(MAILBOX);
+    let (pods, updates) = watch::channel(pod.clone());
+    let (desired, told) = watch::channel(None);
+    let worker = Worker {
+        events: PodEvents::new(shared.recorder.clone(), &pod),
+        sources: shared.sources.of_pod(&pod),
+        mailbox: mailbox.clone(),
+        tasks: JoinSet::new(),
+        probes: BTreeMap::new(),
+        volumes: Arc::default(),
+        storage: storage::Storage::default(),
+        tokens: Tokens::default(),
+        images: BTreeMap::new(),
+        stop_signals: past.stop_signals,
+        early: BTreeMap::new(),
+        desired,
+        adopted: true,
+        gone: false,
+        uid: uid.clone(),
+        machine,
+        shared,
+    };
+    let writer = status::keep_told(worker.shared.client.clone(), Pod::clone(&pod), told);
+    tasks.spawn(async move {
+        cancel.run_until_cancelled(worker.run(messages, updates, writer)).await;
+        uid
+    });
+    Handle { pods, mailbox }
+}
+
+impl Worker {
+    async fn run(
+        mut self,
+        mut messages: mpsc::Receiver<Message>,
+        mut updates: watch::Receiver<Arc<Pod>>,
+        writer: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(writer);
+        let mut written = false;
+        self.watch_sources();
+        self.step(Event::Tick);
+        while !(self.machine.is_finished() && self.gone) {
+            let wait = self.machine.next_deadline().map(|deadline| until(deadline, self.shared.now()));
+            let refresh = self.tokens.next_refresh().map(|at| until(at, self.shared.now()));
+            let event = tokio::select! {
+                Some(message) = messages.recv() => self.receive(message),
+                Ok(()) = updates.changed() => {
+                    let pod = updates.borrow_and_update().clone();
+                    self.pod_changed(&pod);
+                    Some(Event::Updated(pod))
+                }
+                // The writer ends when the object is gone from the API.
+                () = &mut writer, if !written => {
+                    written = true;
+                    debug!(pod = self.uid, "nothing left to tell");
+                    None
+                }
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => Some(Event::Tick),
+                () = tokio::time::sleep(refresh.unwrap_or_default()), if refresh.is_some() => {
+                    self.refresh();
+                    None
+                }
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(pod = self.uid, %error, "a task of this pod failed");
+                    }
+                    None
+                }
+            };
+            if let Some(event) = event {
+                self.step(event);
+            }
+        }
+        self.tasks.shutdown().await;
+        storage::forget(&self.shared.roots, self.machine.pod()).await;
+        info!(pod = self.uid, "pod gone");
+    }
+
+    fn receive(&mut self, message: Message) -> Option<Event> {
+        match message {
+            Message::Machine(event) => Some(event),
+            Message::ContainerExited { id, exit } => match self.machine.container_of_run(&id) {
+                Some(container) => Some(self.exited(container, id, exit)),
+                None => {
+                    self.early.insert(id, exit);
+                    None
+                }
+            },
+            Message::Mounted(volumes, tokens) => {
+                self.volumes = Arc::new(volumes);
+                self.tokens = tokens;
+                Some(Event::VolumesReady)
+            }
+            Message::Refreshed(tokens) => {
+                self.tokens = tokens;
+                if self.storage.refreshed() {
+                    self.refresh();
+                }
+                None
+            }
+            Message::ImageReady { container, image } => {
+                let image_id = crate::images::image_ref(&image);
+                let signal = launch::stop_signal(&image);
+                self.stop_signals.insert(container.clone(), signal);
+                self.images.insert(container.clone(), image);
+                Some(Event::ImageReady { container, image_id })
+            }
+            Message::SourcesChanged => {
+                self.refresh();
+                Some(Event::SourcesChanged)
+            }
+            Message::Gone => {
+                self.gone = true;
+                Some(Event::Removed)
+            }
+        }
+    }
+
+    fn exited(&self, container: String, id: String, exit: runtime::plan::Exit) -> Event {
+        let log = self.log_of(&container);
+        let spec = self.machine.container(&container);
+        let message = launch::termination_message(&self.shared.roots.pod(&self.uid), spec, &id, &exit, &log);
+        Event::Exited { container, exit: launch::ended(&id, &exit, message) }
+    }
+
+    fn log_of(&self, container: &str) -> std::path::PathBuf {
+        let attempt = self.machine.attempt(container).unwrap_or(0);
+        self.shared.roots.logs(self.machine.pod()).join(crate::plan::log_path(container, attempt))
+    }
+
+    fn pod_changed(&mut self, pod: &Pod) {
+        let (old, new) = (&self.machine.pod().metadata, &pod.metadata);
+        if old.labels != new.labels || old.annotations != new.annotations {
+            // The downward API shows them.
+            self.refresh();
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        debug!(pod = self.uid, ?event, "pod event");
+        let started = match &event {
+            Event::Started(started) => Some(started.clone()),
+            _ => None,
+        };
+        self.take(event);
+        if let Some(Started { container, id, .. }) = started {
+            // A program may end before its start has been told.
+            if let Some(exit) = self.early.remove(&id) {
+                let event = self.exited(container, id, exit);
+                self.take(event);
+            }
+        }
+        self.publish();
+    }
+
+    fn take(&mut self, event: Event) {
+        let effects = self.machine.step(event, self.shared.now());
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    fn publish(&mut self) {
+        let now = self.shared.now();
+        let status = self.machine.status(&self.shared.node_ips, now);
+        let pod = self.machine.pod().clone();
+        let remove = self.machine.is_finished() && pod.metadata.deletion_timestamp.is_some();
+        self.shared.registry.set(&self.uid, Known { pod, status: status.clone() });
+        let next = Some(Desired { status, remove });
+        self.desired.send_if_modified(|desired| {
+            let changed = *desired != next;
+            *desired = next;
+            changed
+        });
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        debug!(pod = self.uid, ?effect, "pod effect");
+        match effect {
+            Effect::MountVolumes => self.mount(),
+            Effect::UnmountVolumes => self.unmount(),
+            Effect::CreateSandbox => self.create_sandbox(),
+            Effect::RemoveSandbox => self.remove_sandbox(),
+            Effect::EnsureImage { container } => self.ensure_image(container),
+            Effect::StartContainer { container, attempt } => self.start_container(container, attempt),
+            Effect::PostStart { container, id } => self.post_start(container, id),
+            Effect::PreStop { container, id, until } => self.pre_stop(container, id, until),
+            Effect::Signal { container, id, signal } => self.signal(&container, id, signal),
+            Effect::StartProbe { container, id, kind, started_at } => self.start_probe(container, id, kind, started_at),
+            Effect::StopProbe { container, kind } => {
+                if let Some(probe) = self.probes.remove(&(container, kind)) {
+                    probe.abort();
+                }
+            }
+            Effect::Record { warning: true, reason, message, container } => {
+                self.events.warning(reason, &message, container.as_deref());
+            }
+            Effect::Record { warning: false, reason, message, container } => {
+                self.events.normal(reason, &message, container.as_deref());
+            }
+            Effect::Finish => info!(pod = self.uid, "nothing of the pod is left on the node"),
+        }
+    }
+
+    /// Runs work whose answer is an event.
+    fn answer(&mut self, work: impl Future<Output = Message> + Send + 'static) {
+        let mailbox = self.mailbox.clone();
+        self.tasks.spawn(async move {
+            let message = work.await;
+            // The worker is gone only when the pod is.
+            mailbox.send(message).await.ok();
+        });
+    }
+
+    fn watch_sources(&mut self) {
+        for mut changes in self.sources.subscribe() {
+            let mailbox = self.mailbox.clone();
+            self.tasks.spawn(async move {
+                loop {
+                    changes.next().await;
+                    if mailbox.send(Message::SourcesChanged).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    fn ensure_image(&mut self, name: String) {
+        let (shared, events, pod) = (self.shared.clone(), self.events.clone(), self.machine.pod().clone());
+        let Some(container) = self.machine.container(&name).cloned() else { return };
+        self.answer(async move {
+            match crate::images::ensure(&shared.images, &shared.client, &events, &pod, &container).await {
+                Ok(image) => Message::ImageReady { container: name, image },
+                Err(missing) => Message::Machine(Event::ImageFailed {
+                    container: name,
+                    reason: missing.reason.to_owned(),
+                    message: missing.message,
+                }),
+            }
+        });
+    }
+
+    fn post_start(&mut self, name: String, id: String) {
+        let (shared, uid, ip) = (self.shared.clone(), self.uid.clone(), self.pod_ip());
+        let Some(container) = self.machine.container(&name).cloned() else { return };
+        self.answer(async move {
+            let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.clone());
+            let failed = match hook {
+                Some(hook) => hooks::run(&shared.runtime, &uid, &id, &ip, &container, &hook).await.err(),
+                None => None,
+            };
+            if let Some(error) = &failed {
+                // Not in an event: the output may be secret.
+                info!(pod = uid, container = name, error, "postStart hook failed");
+            }
+            Message::Machine(Event::PostStartDone { container: name, id, failed })
+        });
+    }
+
+    fn pre_stop(&mut self, name: String, id: String, until_time: Timestamp) {
+        let (shared, uid, ip, events) = (self.shared.clone(), self.uid.clone(), self.pod_ip(), self.events.clone());
+        let Some(container) = self.machine.container(&name).cloned() else { return };
+        let limit = until(until_time, self.shared.now());
+        self.answer(async move {
+            let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
+            if let Some(hook) = hook {
+                let run = hooks::run(&shared.runtime, &uid, &id, &ip, &container, &hook);
+                if let Ok(Err(error)) = tokio::time::timeout(limit, run).await {
+                    info!(pod = uid, container = name, error, "preStop hook failed");
+                    events.warning("FailedPreStopHook", "PreStopHook failed", Some(&name));
+                }
+            }
+            Message::Machine(Event::PreStopDone { container: name, id })
+        });
+    }
+
+    fn signal(&mut self, container: &str, id: String, signal: Signal) {
+        let (shared, uid) = (self.shared.clone(), self.uid.clone());
+        let number = self.stop_signals.get(container).copied().unwrap_or(launch::SIGTERM);
+        self.tasks.spawn(async move {
+            let sent = match signal {
+                Signal::Stop => shared.runtime.signal(&uid, &id, number).await,
+                Signal::Kill => shared.runtime.kill_container(&uid, &id).await,
+            };
+            if let Err(error) = sent {
+                // The shim is dead or the container unknown: its end is told in another way.
+                info!(pod = uid, container = id, %error, "signal not sent");
+            }
+        });
+    }
+
+    fn start_probe(&mut self, name: String, id: String, kind: ProbeKind, started_at: Timestamp) {
+        let Some(container) = self.machine.container(&name).cloned() else { return };
+        let target = probes::Target {
+            runtime: self.shared.runtime.clone(),
+            pod: self.uid.clone(),
+            pod_ip: self.pod_ip(),
+            id: id.clone(),
+            container,
+            kind,
+            started_at,
+        };
+        let (mailbox, events, now) = (self.mailbox.clone(), self.events.clone(), self.shared.now());
+        let first = if self.adopted { spread(&id, &target) } else { Duration::ZERO };
+        let (reports, mut told) = mpsc::channel(1);
+        let container = name.clone();
+        let task = self.tasks.spawn(async move {
+            let tell = async {
+                while let Some(report) = told.recv().await {
+                    match report {
+                        probes::Report::Result(healthy) => {
+                            let event = Event::Probed { container: container.clone(), id: id.clone(), kind, healthy };
+                            mailbox.send(Message::Machine(event)).await.ok();
+                        }
+                        probes::Report::Record { reason, message } => events.warning(reason, &message, Some(&container)),
+                    }
+                }
+            };
+            tokio::join!(probes::run(target, first, now, reports), tell);
+        });
+        if let Some(earlier) = self.probes.insert((name, kind), task) {
+            earlier.abort();
+        }
+    }
+
+    /// The pod's primary address as probes reach it.
+    fn pod_ip(&self) -> String {
+        let host = self.machine.pod().spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+        let ips = if host { self.shared.host_ips() } else { self.machine.ips().to_vec() };
+        ips.first().cloned().unwrap_or_default()
+    }
+
+    fn facts(&self) -> crate::plan::env::Facts {
+        let pod = self.machine.pod().spec.as_ref();
+        let host_network = pod.is_some_and(|spec| spec.host_network == Some(true));
+        let host_ips = self.shared.host_ips();
+        let pod_ips = if host_network {
+            host_ips.clone()
+        } else {
+            pod_status::by_family(self.machine.ips(), &self.shared.node_ips)
+        };
+        crate::plan::env::Facts { pod_ips, host_ips, allocatable: self.shared.machine.allocatable.clone() }
+    }
+}
+
+/// From now until then, nothing when it is past.
+fn until(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or_default()
+}
+
+/// A delay within the probe's period that depends on the container.
+fn spread(id: &str, target: &probes::Target) -> Duration {
+    let period = probes::of_container(&target.container, target.kind).and_then(|probe| probe.period_seconds).unwrap_or(10);
+    let hash = id.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let millis = u64::try_from(period).unwrap_or(10).max(1) * 1000;
+    Duration::from_millis(hash % millis)
+}
+
+/// The label under which a container's stop signal is kept in the runtime.
+pub(crate) use launch::LABEL_SIGNAL;
+
+/// Removes what runs and lies around of a pod that nobody knows any more. Tries until it is done.
+pub(crate) async fn remove_orphan(shared: &Shared, uid: &str) {
+    sandbox::remove_patiently(shared, uid).await;
+    storage::remove_patiently(&shared.roots.pod(uid), uid).await;
+}
+
+/// The machine's words for how a run ended.
+pub(crate) fn machine_exit(id: &str, exit: &runtime::plan::Exit) -> Exit {
+    launch::ended(id, exit, exit.message.clone())
+}
