@@ -1,0 +1,176 @@
+//! A server in memory, the controllers, the scheduler, and a kubelet that reports every pod as ready at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::informer::{Informers, subscribe};
+use client::{Client, DeleteOptions, PatchType, Resource, system_clock};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use server::identity::{AllowAll, Everybody, User};
+use server::server::{Server, ServerConfig};
+use store::memory::Memory;
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::PATIENCE;
+
+pub struct Cluster {
+    pub client: Client,
+    _tasks: JoinSet<()>,
+    _stop: DropGuard,
+}
+
+pub fn from_yaml<K: DeserializeOwned>(yaml: &str) -> K {
+    let value: serde_json::Value = serde_saphyr::from_str(yaml).unwrap();
+    serde_json::from_value(value).unwrap()
+}
+
+fn random(out: &mut [u8]) {
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), out).unwrap();
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let everybody = Arc::new(Everybody(User::loopback("tester")));
+        let clock = system_clock();
+        let config = ServerConfig::new(
+            Memory::new(),
+            kinds::registry(),
+            everybody,
+            Arc::new(AllowAll),
+            clock.clone(),
+            Arc::new(random),
+        );
+        let server = Server::new(config);
+        let served = server.registry.catalog.kinds().iter().map(|kind| served(kind));
+        let served: Vec<controllers::Served> = served.collect();
+        let client_for = {
+            let server = server.clone();
+            Arc::new(move |user: &str| server.local(User::loopback(user)))
+        };
+        let client = client_for("tester");
+        client.create::<Namespace>(&from_yaml("{metadata: {name: default}}")).await.unwrap();
+        let cancel = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let config = controllers::Config {
+            client_for: client_for.clone(),
+            clock: clock.clone(),
+            served,
+            root_ca: "PEM".to_owned(),
+        };
+        tasks.spawn(controllers::run(config, cancel.clone()));
+        tasks.spawn(scheduler::run(scheduler::Config { client_for, clock }, cancel.clone()));
+        tasks.spawn(kubelet(client.clone(), cancel.clone()));
+        Self { client, _tasks: tasks, _stop: cancel.drop_guard() }
+    }
+
+    pub async fn add_node(&self, name: &str, cpu: &str) {
+        let node = format!(
+            "{{metadata: {{name: {name}}}, status: {{allocatable: {{cpu: '{cpu}', memory: 8Gi, pods: '110'}}, \
+             conditions: [{{type: Ready, status: 'True'}}]}}}}"
+        );
+        let created = self.client.create::<Node>(&from_yaml(&node)).await.unwrap();
+        let mut ready: Node = from_yaml(&node);
+        ready.metadata = created.metadata;
+        // Controllers may write the node meanwhile.
+        let patch = json!({"status": ready.status});
+        self.client.patch_status::<Node>("", name, PatchType::Merge, patch).await.unwrap();
+    }
+
+    /// Waits until a question has an answer.
+    pub async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+        let answer = async {
+            loop {
+                if let Some(answer) = ask().await {
+                    return answer;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(answer) => answer,
+            Err(_) => panic!("waited in vain for {what}:\n{}", self.dump().await),
+        }
+    }
+
+    /// Waits until a Deployment in `default` is rolled out, as `kubectl rollout status` does.
+    pub async fn complete(&self, name: &str, replicas: i32) -> Deployment {
+        self.until("the rollout", async || {
+            let deployment = self.client.get::<Deployment>("default", name).await.unwrap();
+            let status = deployment.status.clone()?;
+            let all = |count: Option<i32>| count.unwrap_or(0) == replicas;
+            let done = status.observed_generation >= deployment.metadata.generation
+                && all(status.updated_replicas)
+                && all(status.replicas)
+                && all(status.available_replicas);
+            done.then_some(deployment)
+        })
+        .await
+    }
+
+    pub async fn pod_names(&self) -> Vec<String> {
+        let pods = self.client.list::<Pod>("default", "").await.unwrap();
+        pods.into_iter().filter_map(|pod| pod.metadata.name).collect()
+    }
+
+    async fn dump(&self) -> String {
+        let mut shown = String::new();
+        for of in ["deployments", "replicasets"] {
+            let of = Resource::new("apps", "v1", if of == "deployments" { "deployments" } else { "replicasets" });
+            for object in self.client.list_objects(of.everywhere()).await.unwrap().objects {
+                shown.push_str(&format!("{}\n", object.value()));
+            }
+        }
+        for object in self.client.list_objects(Resource::of::<Pod>().everywhere()).await.unwrap().objects {
+            shown.push_str(&format!("{}\n", object.value()));
+        }
+        shown
+    }
+}
+
+fn served(kind: &kinds::kind::Kind) -> controllers::Served {
+    use kinds::kind::{Scope, Verb};
+    let version: &'static str = match &kind.versions[0].version {
+        std::borrow::Cow::Borrowed(version) => version,
+        std::borrow::Cow::Owned(_) => unreachable!("built-in kinds"),
+    };
+    controllers::Served {
+        resource: Resource { resource: kind.names.resource.clone(), version },
+        kind: kind.names.kind.to_string(),
+        is_namespaced: kind.scope == Scope::Namespaced,
+        is_deletable: kind.verbs.contains(&Verb::Delete) && kind.verbs.contains(&Verb::Watch),
+    }
+}
+
+/// Reports bound pods as ready, and lets deleted ones go.
+async fn kubelet(client: Client, cancel: CancellationToken) {
+    let mut informers = Informers::new(&cancel);
+    let pods = informers.start(&client, Resource::of::<Pod>().everywhere(), &[]);
+    let mut changes = subscribe([&pods]);
+    let mut addresses = 0u32;
+    while !cancel.is_cancelled() {
+        for delta in changes.next().await {
+            let Some(pod) = delta.new.and_then(|pod| pod.decode::<Pod>().ok()) else { continue };
+            let (namespace, name) = (pod.metadata.namespace.unwrap(), pod.metadata.name.unwrap());
+            let bound = pod.spec.is_some_and(|spec| spec.node_name.is_some());
+            if pod.metadata.deletion_timestamp.is_some() {
+                let now = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+                let _gone_already = client.delete::<Pod>(&namespace, &name, now).await;
+            } else if bound && pod.status.is_none_or(|status| status.pod_ip.is_none()) {
+                addresses += 1;
+                let ip = format!("10.244.{}.{}", addresses / 250, addresses % 250 + 1);
+                let status = json!({
+                    "phase": "Running",
+                    "podIP": ip,
+                    "podIPs": [{"ip": ip}],
+                    "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+                });
+                let patch = json!({"status": status});
+                let _gone_already = client.patch_status::<Pod>(&namespace, &name, PatchType::Strategic, patch).await;
+            }
+        }
+    }
+}
