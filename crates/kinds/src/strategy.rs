@@ -51,8 +51,11 @@ pub fn generation(object: &mut Value, old: Option<&Value>, changed: impl Fn(&Val
         None => 1,
         Some(old) => number(&old["metadata"]["generation"]) + i64::from(changed(object, old)),
     };
-    if let Some(metadata) = object.get_mut("metadata") {
-        set(metadata, "generation", generation);
+    // Kinds without a specification have none, which is written by leaving it out.
+    match object.get_mut("metadata") {
+        Some(metadata) if generation == 0 => drop(remove(metadata, "generation")),
+        Some(metadata) => set(metadata, "generation", generation),
+        None => {}
     }
 }
 

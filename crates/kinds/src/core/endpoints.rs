@@ -17,7 +17,7 @@ use crate::value::{default_text, items, items_mut, number, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).validating(validate),
+        strategy: Strategy::none().defaulting(fill).validating(validate).warning(warnings),
         columns: vec![
             Column::name(),
             Column::text("Endpoints", "The ready addresses with their ports."),
@@ -74,6 +74,20 @@ fn validate(endpoints: &Value, old: Option<&Value>) -> Vec<Error> {
         }
     }
     errors
+}
+
+/// Source: kubernetes `pkg/registry/core/endpoint/strategy.go`, and the deprecation of the whole kind.
+fn warnings(endpoints: &Value, _old: Option<&Value>) -> Vec<String> {
+    if text(&endpoints["metadata"]["labels"]["endpoints.kubernetes.io/managed-by"]) == "endpoint-controller" {
+        return Vec::new();
+    }
+    let mut warnings = vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()];
+    for subset in Place::root(endpoints).child("subsets").items() {
+        let addresses = ["addresses", "notReadyAddresses"].into_iter().flat_map(|list| subset.child(list).items());
+        let ips = addresses.map(|address| address.child("ip"));
+        warnings.extend(ips.filter_map(|ip| names::ip_warning(&ip.path, ip.text())));
+    }
+    warnings
 }
 
 /// Addresses that traffic must not be sent to, lest a tenant reach the node's own services.

@@ -6,14 +6,16 @@ use serde_json::Value;
 
 mod apps;
 mod core;
+mod examples;
 mod network;
 mod pod;
 mod pod_update;
 mod rbac;
+mod reviews;
 mod tables;
 
 fn yaml(text: &str) -> Value {
-    serde_saphyr::from_str(text).expect("tests write YAML")
+    api::yaml::parse(text).expect("tests write YAML")
 }
 
 /// The kind that an object names.
@@ -73,7 +75,7 @@ fn check_warnings(manifest: &str, expect: Expect) {
 fn check_part(manifest: &str, pointer: &str, expect: Expect) {
     let object = created(yaml(manifest));
     let part = object.pointer(pointer).unwrap_or(&Value::Null);
-    expect.assert_eq(&serde_saphyr::to_string(part).expect("JSON is YAML"));
+    expect.assert_eq(&api::yaml::to_string(part));
 }
 
 /// Puts `patch` over `base`: objects are merged, everything else replaced.
