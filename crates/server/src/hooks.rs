@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use api::field;
 use api::key::GroupResource;
 use api::object::Object;
 use api::status::Status;
 use jiff::Timestamp;
+use kinds::kind::Kind;
 use serde_json::Value;
 use store::Snapshot;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -52,6 +54,27 @@ pub struct TokenAsk<'a> {
     pub snapshot: &'a Snapshot,
     /// The TokenRequest.
     pub request: Value,
+}
+
+/// Hands out what is unique in the cluster, such as cluster IPs: fills them into an object before it is validated. The
+/// kind's claims then take them in the object's own transaction; after a race it is asked again.
+pub trait Allocator: Send + Sync + 'static {
+    /// # Errors
+    /// When the object asks for what cannot be had, or nothing is left.
+    fn allocate(
+        &self,
+        kind: &Kind,
+        object: &mut Value,
+        old: Option<&Value>,
+        snapshot: &Snapshot,
+    ) -> Result<(), Unallocated>;
+}
+
+/// Why nothing was handed out.
+#[derive(Debug)]
+pub enum Unallocated {
+    Invalid(Vec<field::Error>),
+    Exhausted(String),
 }
 
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

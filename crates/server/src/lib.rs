@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod admit;
+pub mod allocate;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use kinds::kind::Kind;
 use store::Store;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admit::Chain;
 use crate::discovery::Discovery;
-use crate::hooks::{Absent, Clock, NodeDialer, Reviewer, Rng, TokenIssuer};
+use crate::hooks::{Absent, Allocator, Clock, NodeDialer, Reviewer, Rng, TokenIssuer};
 use crate::http::stream::Encodings;
 use crate::identity::{Authenticator, Authorizer, User};
 use crate::local::Local;
@@ -30,6 +31,7 @@ pub struct ServerConfig {
     pub authenticator: Arc<dyn Authenticator>,
     pub authorizer: Arc<dyn Authorizer>,
     pub admission: Chain,
+    pub allocators: Vec<Box<dyn Allocator>>,
     pub reviewer: Arc<dyn Reviewer>,
     pub tokens: Arc<dyn TokenIssuer>,
     pub node_dialer: Arc<dyn NodeDialer>,
@@ -58,6 +60,7 @@ impl ServerConfig {
             authenticator,
             authorizer,
             admission: Chain::default(),
+            allocators: Vec::new(),
             reviewer: Arc::new(Absent),
             tokens: Arc::new(Absent),
             node_dialer: Arc::new(Absent),
@@ -80,6 +83,8 @@ pub struct Server {
     pub(crate) openapi: OpenApi,
     pub(crate) encodings: Arc<Encodings>,
     pub(crate) shutdown: CancellationToken,
+    /// Connections to nodes, and the tunnels over them.
+    pub(crate) tunnels: TaskTracker,
 }
 
 impl Server {
@@ -92,6 +97,7 @@ impl Server {
                 store: config.store,
                 catalog,
                 admission: config.admission,
+                allocators: config.allocators,
                 reviewer: config.reviewer,
                 tokens: config.tokens,
                 clock: config.clock,
@@ -103,7 +109,13 @@ impl Server {
             ready: config.ready,
             encodings: Arc::default(),
             shutdown: config.shutdown,
+            tunnels: TaskTracker::new(),
         })
+    }
+
+    /// Does what has to be done without a request, until the server stops: removes what has outlived its time.
+    pub async fn maintain(self: Arc<Self>) {
+        self.registry.clone().expire(self.shutdown.clone()).await;
     }
 
     /// A client in this process, acting as `user`: through the same authorization, admission and registry as over HTTP.

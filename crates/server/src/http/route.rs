@@ -216,7 +216,7 @@ impl Exchange<'_> {
         Ok(endpoint)
     }
 
-    pub(super) fn allowed(&self, endpoint: Endpoint<'_>, verb: Verb, name: &str) -> Result<(), Status> {
+    pub(crate) fn allowed(&self, endpoint: Endpoint<'_>, verb: Verb, name: &str) -> Result<(), Status> {
         let allowed = match endpoint.subresource {
             None => endpoint.served.kind.verbs,
             Some(sub) => sub.verbs,

@@ -315,12 +315,7 @@ pub(crate) fn patch_failure(error: &patch::Error) -> Status {
         patch::Error::BadRequest(why) => Status::bad_request(why),
         patch::Error::TooLarge(why) => Status::too_large(why),
         patch::Error::NoSchema => Status::unsupported_media_type(error),
-        patch::Error::Unprocessable(why) => {
-            let mut status =
-                Status::bad_request(format!("the server rejected our request due to an error in our request: {why}"));
-            (status.code, status.reason) = (422, api::status::Reason::Invalid);
-            status
-        }
+        patch::Error::Unprocessable(why) => Status::unprocessable(why),
     }
 }
 

@@ -47,12 +47,7 @@ pub fn change(
         taken.push(claim);
         let key = key(claim.pool, &claim.value);
         if snapshot.get(&key).is_some() {
-            let what = if claim.pool.contains("port") { "port" } else { "IP" };
-            errors.push(field::Error::invalid(
-                &claim.field,
-                claim.value.clone(),
-                format!("provided {what} is already allocated"),
-            ));
+            errors.push(taken_already(claim));
             continue;
         }
         let object = json!({"metadata": {"name": key.name()}, "owner": owner.as_str()});
@@ -61,4 +56,15 @@ pub fn change(
         ops.push(Op::Put(draft));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn taken_already(claim: &Claim) -> field::Error {
+    // Ports are claimed with their protocol, as in `30001-TCP`.
+    match claim.value.split_once('-').and_then(|(port, _)| port.parse::<u16>().ok()) {
+        Some(port) => field::Error::invalid(&claim.field, port, "provided port is already allocated"),
+        None => {
+            let why = format!("failed to allocate IP {}: provided IP is already allocated", claim.value);
+            field::Error::invalid(&claim.field, claim.value.as_str(), why)
+        }
+    }
 }

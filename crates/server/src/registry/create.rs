@@ -103,12 +103,8 @@ impl Registry {
         (served.kind.strategy.prepare)(&mut object, None);
         metadata::tidy(&mut object);
 
-        let mut errors = super::validate::metadata(&object, None, served.is_namespaced());
-        for error in (served.kind.strategy.validate)(&object, None) {
-            if !errors.contains(&error) {
-                errors.push(error);
-            }
-        }
+        self.allocate(at, &mut object, None, &snapshot)?;
+        let errors = super::errors(served, &served.kind.strategy, &object, None);
         if !errors.is_empty() {
             return Err(at.invalid(&errors).into());
         }
@@ -156,11 +152,12 @@ impl Registry {
 }
 
 fn exists(served: &Served, current: &Object, base: &str) -> Status {
-    let mut status = Status::already_exists(&served.group_resource(), current.key().name());
+    let (of, name) = (served.group_resource(), current.key().name());
     if !base.is_empty() {
-        status.message =
-            format!("{}, the server was not able to generate a unique name for the object", status.message);
-    } else if current.meta().is_deleting() {
+        return Status::generate_name_conflict(&of, name);
+    }
+    let mut status = Status::already_exists(&of, name);
+    if current.meta().is_deleting() {
         status.message = format!("object is being deleted: {}", status.message);
     }
     status

@@ -4,6 +4,7 @@
 
 use api::field;
 use api::status::Status;
+use api::validation;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -111,33 +112,22 @@ pub fn rfc3339(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// The longest name that generateName makes: what a label's value may hold.
-const MAX_GENERATED: usize = 63;
-const SUFFIX: usize = 5;
-/// No vowels, so that no word appears.
-const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-
 pub fn generate_name(base: &str, rng: &Rng) -> String {
-    let mut end = base.len().min(MAX_GENERATED - SUFFIX);
-    while !base.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{}", &base[..end], suffix(rng, SUFFIX))
+    validation::generate_name(base, |below| random_below(rng, below as u128) as usize)
 }
 
-/// Random characters that are safe in names.
-pub fn suffix(rng: &Rng, length: usize) -> String {
-    let mut out = String::with_capacity(length);
-    // Bytes at or above the largest multiple of the alphabet's length would favour its first letters.
-    let limit = 256 - 256 % ALPHABET.len();
-    while out.len() < length {
-        let mut byte = [0];
-        rng(&mut byte);
-        if usize::from(byte[0]) < limit {
-            out.push(char::from(ALPHABET[usize::from(byte[0]) % ALPHABET.len()]));
+/// A number below `bound`, each as likely as the others.
+pub fn random_below(rng: &Rng, bound: u128) -> u128 {
+    // The last numbers of the range would favour the first results.
+    let limit = u128::MAX - u128::MAX % bound.max(1);
+    loop {
+        let mut bytes = [0; 16];
+        rng(&mut bytes);
+        let number = u128::from_le_bytes(bytes);
+        if number < limit {
+            return number % bound.max(1);
         }
     }
-    out
 }
 
 /// A random UUID (version 4).
@@ -181,7 +171,7 @@ mod tests {
 
     #[test]
     fn generated_names_fit_labels() {
-        assert_eq!(generate_name("web-", &counting()), "web-bcdfg");
+        assert_eq!(generate_name("web-", &counting()).len(), 9);
         assert_eq!(generate_name(&"a".repeat(80), &counting()).len(), 63);
     }
 

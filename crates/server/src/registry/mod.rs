@@ -5,15 +5,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::field;
 use api::key::Key;
 use api::object::{Draft, Object, SCHEMA};
 use api::status::Status;
+use api::validation;
 use jiff::Timestamp;
+use kinds::kind::Strategy;
 use serde_json::Value;
 use store::{Snapshot, Store};
 
 use crate::admit::{AdmissionAttributes, Chain, Operation, Warnings};
-use crate::hooks::{Clock, Reviewer, Rng, TokenIssuer};
+use crate::hooks::{Allocator, Clock, Reviewer, Rng, TokenIssuer, Unallocated};
 use crate::identity::User;
 use crate::registry::catalog::{Catalog, Served};
 
@@ -27,7 +30,6 @@ pub mod metadata;
 pub mod scale;
 pub mod select;
 pub mod update;
-pub mod validate;
 pub mod watch;
 
 pub struct Registry {
@@ -38,6 +40,7 @@ pub struct Registry {
     pub tokens: Arc<dyn TokenIssuer>,
     pub clock: Clock,
     pub rng: Rng,
+    pub allocators: Vec<Box<dyn Allocator>>,
 }
 
 /// Who writes, and how.
@@ -127,6 +130,23 @@ impl Registry {
         value
     }
 
+    /// Fills in what the cluster hands out, such as a service's addresses.
+    pub(crate) fn allocate(
+        &self,
+        at: Place<'_>,
+        object: &mut Value,
+        old: Option<&Value>,
+        snapshot: &Snapshot,
+    ) -> Result<(), Status> {
+        for allocator in &self.allocators {
+            allocator.allocate(&at.served.kind, object, old, snapshot).map_err(|error| match error {
+                Unallocated::Invalid(errors) => at.invalid(&errors),
+                Unallocated::Exhausted(why) => Status::internal(why),
+            })?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn attributes<'a>(
         &self,
         operation: Operation,
@@ -185,6 +205,24 @@ pub fn store_failure(error: &store::Error) -> Status {
             Status::internal(message)
         }
     }
+}
+
+/// Every error at once: of the metadata, then of the rest; each one once, though more than one rule may find it.
+pub(crate) fn errors(served: &Served, strategy: &Strategy, object: &Value, old: Option<&Value>) -> Vec<field::Error> {
+    let (metadata, path) = (&object["metadata"], field::Path::new("metadata"));
+    let rule = served.kind.name;
+    let mut all = validation::validate_object_meta(metadata, served.is_namespaced(), rule, &path);
+    if let Some(old) = old {
+        all.extend(validation::validate_object_meta_update(metadata, &old["metadata"], &path));
+    }
+    all.extend((strategy.validate)(object, old));
+    let mut errors: Vec<field::Error> = Vec::new();
+    for error in all {
+        if !errors.contains(&error) {
+            errors.push(error);
+        }
+    }
+    errors
 }
 
 /// The drafts of objects that were validated always parse.

@@ -167,12 +167,10 @@ impl Registry {
         metadata::tidy(&mut new);
         metadata::of(&mut new).insert("resourceVersion".to_owned(), current.revision.to_string().into());
 
-        let mut errors = super::validate::metadata(&new, Some(&old), served.is_namespaced());
-        for error in (strategy.validate)(&new, Some(&old)) {
-            if !errors.contains(&error) {
-                errors.push(error);
-            }
+        if subresource.is_empty() {
+            self.allocate(at, &mut new, Some(&old), snapshot)?;
         }
+        let errors = super::errors(served, strategy, &new, Some(&old));
         if !errors.is_empty() {
             return Err(at.invalid(&errors).into());
         }
