@@ -209,7 +209,7 @@ impl Settings {
     fn merge(&mut self, over: Self) {
         macro_rules! put {
             ($($shape:ident $field:ident),* $(,)?) => { $(
-                if over.$field != <_ as Default>::default() {
+                if is_set(&over.$field) {
                     self.$field = over.$field;
                 }
             )* };
@@ -244,11 +244,11 @@ impl Settings {
         check_ranges(&pod_cidrs, &service_cidrs, problems);
 
         if let Some(name) = &self.node_name {
-            problems.extend(api::names::dns1123_subdomain(name).into_iter().map(|why| format!("node-name: {name:?}: {why}")));
+            problems.extend(api::names::is_dns1123_subdomain(name).into_iter().map(|why| format!("node-name: {name:?}: {why}")));
         }
         let cluster_domain = self.cluster_domain.unwrap_or_else(|| "cluster.local".into());
         problems.extend(
-            api::names::dns1123_subdomain(&cluster_domain).into_iter().map(|why| format!("cluster-domain: {cluster_domain:?}: {why}")),
+            api::names::is_dns1123_subdomain(&cluster_domain).into_iter().map(|why| format!("cluster-domain: {cluster_domain:?}: {why}")),
         );
         let cgroup_root = self.cgroup_root.unwrap_or_else(|| "coracle.slice".into());
         if cgroup_root.is_empty() || cgroup_root.split('/').any(|part| part.is_empty() || part == "..") {
@@ -332,6 +332,10 @@ fn parse_each<T: std::str::FromStr>(key: &str, texts: &[String], expected: &str,
         }
     }
     parsed
+}
+
+fn is_set<T: Default + PartialEq>(value: &T) -> bool {
+    *value != T::default()
 }
 
 fn text(value: &Value) -> Result<Option<String>, &'static str> {

@@ -56,6 +56,14 @@ pub fn has_table() -> io::Result<bool> {
     }
 }
 
+/// Removes the table; none is no error.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove() -> io::Result<()> {
+    commit(vec![add_table(), delete_table()])
+}
+
 fn table_message(kind: u16, flags: u16) -> Message {
     Message::new(kind, flags, &header(INET)).text(1, TABLE)
 }
