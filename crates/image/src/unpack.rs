@@ -17,7 +17,6 @@ use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -93,10 +92,7 @@ fn run(args: &[OsString]) -> Result<Report, String> {
     let [limits] = args else { return Err("unpack is run by coracle itself, not by hand".to_owned()) };
     let limits: Limits =
         serde_json::from_slice(limits.as_encoded_bytes()).map_err(|error| format!("limits: {error}"))?;
-    confine::enter().map_err(|error| error.to_string())?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root =
-        rustix::fs::open("/", flags, Mode::empty()).map_err(|error| format!("could not open the layer: {error}"))?;
+    let root = confine::enter().map_err(|error| error.to_string())?;
     unpack(io::stdin().lock(), root, &limits)
 }
 
@@ -180,5 +176,118 @@ impl<R: Read> Read for Meter<R> {
             )));
         }
         Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::path::PathBuf;
+    use std::process::{Command, Stdio};
+
+    use expect_test::{Expect, expect};
+    use testkit::images::{Compression, Layer};
+
+    use super::*;
+
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Directory {
+            let path = std::env::temp_dir().join(format!("coracle-unpack-{name}-{}", std::process::id()));
+            std::fs::create_dir(&path).unwrap();
+            Directory(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn check(name: &str, limits: Limits, layer: &[u8], expected: Expect) {
+        let directory = Directory::new(name);
+        let root = OwnedFd::from(std::fs::File::open(&directory.0).unwrap());
+        expected.assert_eq(&unpack(layer, root, &limits).map_or_else(|error| error, |report| report.bytes.to_string()));
+    }
+
+    #[test]
+    fn bombs_are_stopped() {
+        let layer = Layer::new().file("zeros", 0o644, &vec![0; 1 << 20]).finish();
+        let bomb = Compression::Zstd.compress(&layer);
+        let small = Limits { entries: 9, bytes: 2 << 20, ratio: 250, ratio_free_bytes: 512 << 10 };
+        check(
+            "ratio",
+            small,
+            &bomb,
+            expect!["/zeros: the layer is compressed to less than a 250th: it looks like a bomb"],
+        );
+        check("plain", small, &layer, expect!["1050112"]);
+        let tight = Limits { bytes: 1 << 20, ..small };
+        check(
+            "bytes",
+            tight,
+            &layer,
+            expect!["/zeros: the layer needs more than the 1048576 bytes that are free for it"],
+        );
+        let many = (0..10).fold(Layer::new(), |layer, number| layer.file(&number.to_string(), 0o644, b"")).finish();
+        check("entries", small, &many, expect!["the layer has more than 9 entries"]);
+    }
+
+    #[test]
+    fn trailing_bytes_count_for_the_digest_but_not_for_the_files() {
+        let mut layer = Layer::new().file("a", 0o644, b"x").finish();
+        layer.extend(Layer::new().file("b", 0o644, b"x").finish());
+        let directory = Directory::new("trailing");
+        let root = OwnedFd::from(std::fs::File::open(&directory.0).unwrap());
+        let report = unpack(&layer[..], root, &Limits::within(1 << 20)).unwrap();
+        assert_eq!(report.diff_id, Digest::of(&layer));
+        assert!(directory.0.join("a").exists() && !directory.0.join("b").exists());
+    }
+
+    /// The child is this very test, started again by name.
+    #[test]
+    fn child_is_confined() {
+        const CHILD: &str = "CORACLE_TEST_UNPACK_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            // The test harness has threads, which the real child has not: this one is confined all the same.
+            let _root = confine::enter().unwrap();
+            let _ = io::stdout().write_all(b"ready\n");
+            let _ = io::stdin().read(&mut [0]);
+            std::process::exit(0);
+        }
+        let directory = Directory::new("confined");
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "unpack::tests::child_is_confined", "--nocapture", "--test-threads=1"])
+            .env(CHILD, "1")
+            .current_dir(&directory.0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("ready") {
+            line.clear();
+            assert_ne!(io::BufRead::read_line(&mut said, &mut line).unwrap(), 0);
+        }
+        let confined = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().find_map(|task| {
+            let task = task.unwrap().path();
+            let status = std::fs::read_to_string(task.join("status")).unwrap();
+            status.contains("Seccomp:\t2").then(|| (std::fs::read_link(task.join("root")).unwrap(), status))
+        });
+        let (root, status) = confined.unwrap();
+        assert_eq!(root, directory.0);
+        let shown: Vec<&str> =
+            status.lines().filter(|line| line.starts_with("Cap") || line.starts_with("NoNewPrivs")).collect();
+        // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, MKNOD, SETFCAP
+        assert!(
+            shown.contains(&"CapEff:\t000000008800001b") && shown.contains(&"CapPrm:\t000000008800001b"),
+            "{shown:?}"
+        );
+        assert!(shown.contains(&"NoNewPrivs:\t1"), "{shown:?}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 }

@@ -254,6 +254,7 @@ impl Layer {
         let mut header = self.header(EntryType::Char, path, "", 0o600, 0);
         header.set_device_major(major).expect("ustar headers have devices");
         header.set_device_minor(minor).expect("ustar headers have devices");
+        header.set_cksum();
         self.raw(header, &[])
     }
 

@@ -4,7 +4,9 @@
 //! calls, and a bounded address space. Nothing that it could do then reaches a file outside.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit, umask};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
@@ -21,17 +23,19 @@ pub(crate) enum ConfineError {
     Seccomp(String),
 }
 
-/// Confines this process, which must have one thread, to its working directory.
-pub(crate) fn enter() -> Result<(), ConfineError> {
+/// Confines this process, which must have one thread, to its working directory, and returns that.
+pub(crate) fn enter() -> Result<OwnedFd, ConfineError> {
     let step = |step| move |error: rustix::io::Errno| ConfineError::Step { step, source: error.into() };
     let filter = filter()?;
-    umask(rustix::fs::Mode::empty());
+    umask(Mode::empty());
     let limit = |value| Rlimit { current: Some(value), maximum: Some(value) };
     setrlimit(Resource::As, limit(ADDRESS_SPACE)).map_err(step("memory limit"))?;
     setrlimit(Resource::Core, limit(0)).map_err(step("core limit"))?;
     setrlimit(Resource::Nofile, limit(OPEN_FILES)).map_err(step("descriptor limit"))?;
     chroot(".").map_err(step("chroot"))?;
     chdir("/").map_err(step("chdir"))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", flags, Mode::empty()).map_err(step("the layer's directory"))?;
     set_no_new_privs(true).map_err(step("no_new_privs"))?;
     let keep = CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
@@ -41,7 +45,8 @@ pub(crate) fn enter() -> Result<(), ConfineError> {
         | CapabilitySet::SETFCAP;
     let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).map_err(step("capabilities"))?;
-    seccompiler::apply_filter(&filter).map_err(|error| ConfineError::Seccomp(error.to_string()))
+    seccompiler::apply_filter(&filter).map_err(|error| ConfineError::Seccomp(error.to_string()))?;
+    Ok(root)
 }
 
 /// Reading, writing, making and describing files, memory, and leaving. Anything else answers EPERM.
