@@ -77,7 +77,7 @@ impl Local {
                 None => return Err(Status::no_such_resource()),
             },
         };
-        let at = Place { served: &served, namespace: &path.namespace, name: &path.name };
+        let at = Place::new(&served, &path.namespace, &path.name);
         let warnings = Warnings::default();
         let by = Writer { user: &self.user, dry_run: false, warnings: &warnings };
         let answer = self.dispatch(at, call.verb, action, by).await?;

@@ -53,9 +53,7 @@ where
 {
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Status::too_large(format!("Request entity too large: limit is {MAX_BODY}")))
-        }
+        Err(error) if error.is::<LengthLimitError>() => Err(Status::too_large(format!("limit is {MAX_BODY}"))),
         Err(error) => Err(Status::bad_request(format!("the request's body could not be read: {error}"))),
     }
 }

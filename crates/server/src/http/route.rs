@@ -55,7 +55,7 @@ pub(crate) struct Endpoint<'a> {
 
 impl<'a> Endpoint<'a> {
     pub fn place(&self) -> Place<'a> {
-        Place { served: self.served, namespace: &self.path.namespace, name: &self.path.name }
+        Place::new(self.served, &self.path.namespace, &self.path.name)
     }
 }
 
@@ -195,7 +195,7 @@ impl Exchange<'_> {
         };
         match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(Status::timeout("Timeout: request did not complete within the allotted timeout").into()),
+            Err(_) => Err(Status::timeout("request did not complete within the allotted timeout").into()),
         }
     }
 
@@ -280,7 +280,15 @@ impl Exchange<'_> {
         let when = When::parse(self.query, true)?;
         let selection = self.selection(endpoint)?;
         let registry = &self.server.registry;
-        let watch = registry.watch(selection, &when).await?;
+        let watch = match registry.watch(selection, &when).await {
+            Ok(watch) => watch,
+            // As upstream does: the watch begins, and ends with the reason.
+            Err(status) if status.code == 410 => {
+                let end = futures_util::stream::iter([Ok(stream::failure(&status))]);
+                return Ok(reply::stream("application/json", end));
+            }
+            Err(status) => return Err(status.into()),
+        };
         let timeout = match when.timeout_seconds {
             Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
             _ => {

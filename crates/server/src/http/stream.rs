@@ -160,8 +160,7 @@ impl Sender {
             Woken::Event(Ok(event)) => self.piece(event),
             Woken::Event(Err(status)) => {
                 self.over = true;
-                let status = serde_json::to_value(status).expect("a status is always JSON");
-                Some(line("ERROR", &status))
+                Some(failure(&status))
             }
             Woken::Bookmark => {
                 self.bookmark = Instant::now() + BOOKMARKS;
@@ -277,6 +276,11 @@ impl Sender {
             _ => marker,
         }
     }
+}
+
+/// The event with which a watch ends before its time.
+pub fn failure(status: &Status) -> Bytes {
+    line("ERROR", &serde_json::to_value(status).expect("a status is always JSON"))
 }
 
 fn line(event: &str, object: &Value) -> Bytes {

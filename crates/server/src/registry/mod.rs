@@ -64,6 +64,11 @@ pub struct Place<'a> {
 const REVISION_WAIT: Duration = Duration::from_secs(3);
 
 impl<'a> Place<'a> {
+    /// Takes the namespace of a path, which for an object outside of any is no part of its name.
+    pub fn new(served: &'a Served, namespace: &'a str, name: &'a str) -> Self {
+        Self { served, namespace: if served.is_namespaced() { namespace } else { "" }, name }
+    }
+
     pub fn key(&self) -> Key {
         Key::new(&self.served.kind.names.resource, self.namespace, self.name)
     }
@@ -176,7 +181,7 @@ impl Registry {
 
 /// 504 for a revision that is not there yet.
 pub fn too_new(requested: u64, current: u64) -> Status {
-    let mut status = Status::timeout(format!("Timeout: Too large resource version: {requested}, current: {current}"));
+    let mut status = Status::timeout(format!("Too large resource version: {requested}, current: {current}"));
     let cause = api::status::Cause {
         reason: "ResourceVersionTooLarge".to_owned(),
         message: "Too large resource version".to_owned(),
