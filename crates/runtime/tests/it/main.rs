@@ -1,4 +1,11 @@
 //! The runtime as root on this machine: pods, containers and their shims, for real.
 
 mod bed;
+mod crash;
 mod lifecycle;
+mod limits;
+mod logs;
+mod namespaces;
+mod security;
+mod streams;
+mod volumes;
