@@ -306,8 +306,7 @@ impl Loop {
     fn remove_directories(&mut self, known: &std::collections::BTreeSet<&str>) {
         for entry in std::fs::read_dir(self.shared.roots.kubelet.join("pods")).into_iter().flatten().flatten() {
             let Ok(uid) = entry.file_name().into_string() else { continue };
-            // Those of another kubelet have no marker of ours and are left alone.
-            let ours = crate::volumes::shm(&entry.path()).exists();
+            let ours = crate::volumes::is_ours(&entry.path());
             if ours && !known.contains(uid.as_str()) && !self.found.contains_key(&uid) {
                 self.remove_orphan(uid);
             }

@@ -15,7 +15,7 @@ use image::config::ImageConfig;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use runtime::plan::{Ipc, Network, PidMode, PodPlan};
-use runtime::{capability, seccomp};
+use runtime::{capability, defaults, seccomp};
 use serde_json::{Value, json};
 
 use self::identity::Identity;
@@ -84,8 +84,6 @@ pub struct Inputs<'a> {
     /// Volumes and the pod's own files.
     pub binds: &'a [Bind],
     pub host_name: &'a str,
-    /// A tmpfs that all containers of the pod share.
-    pub shm: &'a str,
     /// The file of a `Localhost` profile, if the container asks for one.
     pub seccomp_file: Option<&'a [u8]>,
     /// The host's devices, for a privileged container.
@@ -94,21 +92,6 @@ pub struct Inputs<'a> {
     pub memory_capacity: u64,
 }
 
-const MASKED: [&str; 11] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const MASKED_MORE: [&str; 2] = ["/sys/devices/virtual/powercap", "/sys/dev/block"];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Makes the OCI configuration of a container.
@@ -152,8 +135,8 @@ pub fn container(inputs: &Inputs<'_>) -> Result<Spec, PlanError> {
         "linux": {
             "resources": cgroup(inputs, privileged),
             "devices": if privileged { inputs.devices.iter().map(device).collect() } else { Vec::new() },
-            "maskedPaths": if unmasked { Vec::new() } else { MASKED.into_iter().chain(MASKED_MORE).collect::<Vec<_>>() },
-            "readonlyPaths": if unmasked { Vec::new() } else { READ_ONLY.to_vec() },
+            "maskedPaths": if unmasked { &[] } else { defaults::MASKED_PATHS },
+            "readonlyPaths": if unmasked { &[] } else { defaults::READONLY_PATHS },
             "rootfsPropagation": root_propagation(inputs),
         },
         "annotations": annotations(inputs),
@@ -263,22 +246,15 @@ fn working_dir(inputs: &Inputs<'_>) -> String {
 }
 
 fn mounts(inputs: &Inputs<'_>, privileged: bool) -> Vec<Value> {
-    let ro = if privileged { "rw" } else { "ro" };
-    let mut mounts = vec![
-        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
-        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
-        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", ro]}),
-        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-            "options": ["nosuid", "noexec", "nodev", "relatime", ro]}),
-    ];
     let taken = |path: &str| inputs.binds.iter().any(|bind| bind.target.trim_end_matches('/') == path);
-    if !taken("/dev/shm") {
-        mounts.push(json!({"destination": "/dev/shm", "type": "bind", "source": inputs.shm,
-            "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"]}));
+    let base = defaults::mounts().into_iter().filter(|mount| !taken(&mount.destination().to_string_lossy()));
+    let mut mounts: Vec<Value> = base.map(|mount| json!(mount)).collect();
+    if privileged {
+        for option in mounts.iter_mut().filter_map(|mount| mount["options"].as_array_mut()).flatten() {
+            if option == "ro" {
+                *option = json!("rw");
+            }
+        }
     }
     // A mount below another comes after it. Source: CRI-O, `orderedMounts`.
     let mut binds: Vec<&Bind> = inputs.binds.iter().collect();
@@ -312,35 +288,10 @@ fn root_propagation(inputs: &Inputs<'_>) -> &'static str {
     }
 }
 
-/// The devices that every container has. Source: runc `libcontainer/specconv`, `AllowedDevices`.
-const ALLOWED_DEVICES: [(&str, Option<u32>, Option<u32>, &str); 10] = [
-    ("c", None, None, "m"),
-    ("b", None, None, "m"),
-    ("c", Some(1), Some(3), "rwm"),
-    ("c", Some(1), Some(5), "rwm"),
-    ("c", Some(1), Some(7), "rwm"),
-    ("c", Some(1), Some(8), "rwm"),
-    ("c", Some(1), Some(9), "rwm"),
-    ("c", Some(5), Some(0), "rwm"),
-    ("c", Some(5), Some(2), "rwm"),
-    ("c", Some(136), None, "rwm"),
-];
-
 fn cgroup(inputs: &Inputs<'_>, privileged: bool) -> Value {
     let limits = resources::container_cgroup(inputs.container);
-    let mut rules = vec![json!({"allow": privileged, "access": "rwm"})];
-    if !privileged {
-        rules.extend(ALLOWED_DEVICES.iter().map(|(kind, major, minor, access)| {
-            let mut rule = json!({"allow": true, "type": kind, "access": access});
-            if let Some(major) = major {
-                rule["major"] = json!(major);
-            }
-            if let Some(minor) = minor {
-                rule["minor"] = json!(minor);
-            }
-            rule
-        }));
-    }
+    // The runtime opens the standard devices by itself.
+    let rules = [json!({"allow": privileged, "access": "rwm"})];
     let mut cpu = json!({"shares": limits.cpu_shares});
     if let Some(quota) = limits.cpu_quota {
         cpu["quota"] = json!(quota);

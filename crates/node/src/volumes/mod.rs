@@ -23,8 +23,8 @@ use crate::plan::env::{Facts, Lookup, expand};
 use crate::plan::{Bind, Propagation};
 use crate::resources;
 
-/// Shared memory of a pod. Source: CRI-O, `DefaultShmSize`.
-const SHM_SIZE: u64 = 64 << 20;
+/// Marks a pod's directory as ours: those of another kubelet are left alone.
+const MARKER: &str = ".coracle";
 
 /// What setting up a pod's volumes takes; gathered before, so that nothing here asks the network.
 pub struct Request<'a> {
@@ -109,9 +109,9 @@ pub fn tear_down(dir: &Path) -> io::Result<()> {
     mounts::remove_tree(dir)
 }
 
-/// The tmpfs that the pod's containers share as /dev/shm.
-pub fn shm(dir: &Path) -> PathBuf {
-    dir.join("shm")
+/// Whether a directory below `pods` was made by this node.
+pub fn is_ours(dir: &Path) -> bool {
+    dir.join(MARKER).exists()
 }
 
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
@@ -120,7 +120,7 @@ fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
 
 fn prepare_dir(dir: &Path) -> Result<(), String> {
     let made = fs::create_dir_all(dir).and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o750)));
-    made.and_then(|()| mounts::tmpfs(&shm(dir), Some(SHM_SIZE), 0o1777))
+    made.and_then(|()| fs::write(dir.join(MARKER), ""))
         .map_err(|error| format!("error making pod data directories: {error}"))
 }
 

@@ -189,7 +189,6 @@ impl Launch {
             env,
             binds: &binds,
             host_name: &host_name,
-            shm: &volumes::shm(&dir).to_string_lossy(),
             seccomp_file: seccomp_file.as_deref(),
             devices: &devices,
             memory_capacity: shared.machine.memory_bytes,

@@ -1,0 +1,4 @@
+//! The node for real: an API server in process, and pods as processes of this machine.
+
+mod bed;
+mod pods;
