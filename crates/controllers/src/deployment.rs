@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use api::key::{GroupResource, Key};
+use client::Resource;
 use client::events::reference_to;
 use client::informer::Delta;
-use client::{PatchType, Resource};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
@@ -94,10 +94,10 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
     if !failed_before {
         actions.append(&mut created);
     }
-    actions.extend(write_status(deployment, &next));
+    let revision = rollout.new_set().and_then(|set| revision::annotation(&set.metadata, revision::REVISION)).cloned();
+    actions.extend(write_status(deployment, &next, revision));
     // A creation that failed before comes last: when it fails again, the status has been written.
     actions.append(&mut created);
-    actions.extend(write_revision(deployment, &rollout));
     if estimates_progress && deployment.status.as_ref() == Some(&next) {
         actions.extend(status::progress_check(deployment, &next, *now).map(|after| Action::RunAgain { after }));
     }
@@ -112,35 +112,21 @@ fn selects_all(deployment: &Deployment) -> Vec<Action> {
     let mut status = deployment.status.clone().unwrap_or_default();
     if status.observed_generation < deployment.metadata.generation {
         status.observed_generation = deployment.metadata.generation;
-        actions.extend(write_status(deployment, &status));
+        actions.extend(write_status(deployment, &status, None));
     }
     actions
 }
 
-fn write_status(deployment: &Deployment, status: &DeploymentStatus) -> Option<Action> {
-    if deployment.status.as_ref() == Some(status) {
+/// Writes the status, and with it the revision of the new ReplicaSet: on its own it would count as a new generation.
+fn write_status(deployment: &Deployment, status: &DeploymentStatus, revision: Option<String>) -> Option<Action> {
+    let mut next = Deployment { status: Some(status.clone()), ..deployment.clone() };
+    if let Some(revision) = revision {
+        next.metadata.annotations.get_or_insert_default().insert(revision::REVISION.to_owned(), revision);
+    }
+    if next == *deployment {
         return None;
     }
-    let object = json!(Deployment { status: Some(status.clone()), ..deployment.clone() });
-    Some(Action::Update { of: Resource::of::<Deployment>(), subresource: Some("status"), object })
-}
-
-/// The Deployment carries the revision of its new ReplicaSet.
-fn write_revision(deployment: &Deployment, rollout: &Rollout<'_>) -> Option<Action> {
-    let wanted = revision::annotation(&rollout.new_set()?.metadata, revision::REVISION)?.to_owned();
-    if revision::annotation(&deployment.metadata, revision::REVISION) == Some(&wanted) {
-        return None;
-    }
-    Some(Action::Patch {
-        of: Resource::of::<Deployment>(),
-        namespace: deployment.metadata.namespace.clone().unwrap_or_default(),
-        name: deployment.metadata.name.clone().unwrap_or_default(),
-        subresource: None,
-        kind: PatchType::Merge,
-        patch: json!({"metadata": {"uid": deployment.metadata.uid, "annotations": {revision::REVISION: wanted}}}),
-        living: None,
-        notes: Notes::none(),
-    })
+    Some(Action::Update { of: Resource::of::<Deployment>(), subresource: Some("status"), object: json!(next) })
 }
 
 fn clean_up_when_complete(rollout: &Rollout<'_>) -> Vec<Action> {

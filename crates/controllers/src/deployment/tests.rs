@@ -104,8 +104,7 @@ fn old_pods_go_as_far_as_availability_allows() {
         &observed(deployment, sets),
         expect![[r#"
         patch replicasets.apps web-one {"metadata":{"resourceVersion":"7"},"spec":{"replicas":3}}
-        status
-        patch deployments.apps web {"metadata":{"annotations":{"deployment.kubernetes.io/revision":"2"},"uid":"u-web"}}"#]],
+        status"#]],
     );
 }
 
@@ -117,8 +116,7 @@ fn the_new_set_grows_into_the_room() {
         &observed(deployment, sets),
         expect![[r#"
         patch replicasets.apps web-two {"metadata":{"resourceVersion":"7"},"spec":{"replicas":2}}
-        status
-        patch deployments.apps web {"metadata":{"annotations":{"deployment.kubernetes.io/revision":"2"},"uid":"u-web"}}"#]],
+        status"#]],
     );
 }
 
@@ -170,8 +168,7 @@ fn resizing_in_the_middle_of_a_rollout_is_proportional() {
         expect![[r#"
         patch replicasets.apps web-one {"metadata":{"annotations":{"deployment.kubernetes.io/desired-replicas":"15","deployment.kubernetes.io/max-replicas":"19"},"resourceVersion":"7"},"spec":{"replicas":12}}
         patch replicasets.apps web-two {"metadata":{"annotations":{"deployment.kubernetes.io/desired-replicas":"15","deployment.kubernetes.io/max-replicas":"19"},"resourceVersion":"7"},"spec":{"replicas":7}}
-        status
-        patch deployments.apps web {"metadata":{"annotations":{"deployment.kubernetes.io/revision":"2"},"uid":"u-web"}}"#]],
+        status"#]],
     );
 }
 
@@ -195,8 +192,7 @@ fn rolling_back_gives_the_old_set_the_newest_revision() {
         &observed(deployment, sets),
         expect![[r#"
         patch replicasets.apps web-one {"metadata":{"annotations":{"deployment.kubernetes.io/revision":"3","deployment.kubernetes.io/revision-history":"1"},"resourceVersion":"7"},"spec":{"replicas":1}}
-        status
-        patch deployments.apps web {"metadata":{"annotations":{"deployment.kubernetes.io/revision":"3"},"uid":"u-web"}}"#]],
+        status"#]],
     );
 }
 

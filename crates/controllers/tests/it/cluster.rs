@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::key::GroupResource;
 use client::informer::{Informers, subscribe};
 use client::{Client, DeleteOptions, PatchType, Resource, system_clock};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use server::identity::{AllowAll, Everybody, User};
+use server::authz::ClusterAuthorizer;
+use server::identity::{Everybody, User};
 use server::server::{Server, ServerConfig};
 use store::memory::Memory;
 use tokio::task::JoinSet;
@@ -35,24 +37,34 @@ fn random(out: &mut [u8]) {
 impl Cluster {
     pub async fn start() -> Self {
         let everybody = Arc::new(Everybody(User::loopback("tester")));
-        let clock = system_clock();
-        let config = ServerConfig::new(
-            Memory::new(),
-            kinds::registry(),
-            everybody,
-            Arc::new(AllowAll),
-            clock.clone(),
-            Arc::new(random),
-        );
+        let (clock, store) = (system_clock(), Memory::new());
+        let authorizer = Arc::new(ClusterAuthorizer::new(store.clone()));
+        let rng: server::hooks::Rng = Arc::new(random);
+        let mut config =
+            ServerConfig::new(store, kinds::registry(), everybody, authorizer.clone(), clock.clone(), rng.clone());
+        config.admission = server::admission::chain(authorizer, rng);
         let server = Server::new(config);
         let served = server.registry.catalog.kinds().iter().map(|kind| served(kind));
         let served: Vec<controllers::Served> = served.collect();
         let client_for = {
             let server = server.clone();
-            Arc::new(move |user: &str| server.local(User::loopback(user)))
+            Arc::new(move |name: &str| {
+                let is_account = name.starts_with("system:serviceaccount:");
+                let accounts: &[&str] = &["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+                let groups = [if is_account { accounts } else { &[] }, &["system:authenticated"]].concat();
+                server.local(User::new(name, &groups))
+            })
         };
-        let client = client_for("tester");
-        client.create::<Namespace>(&from_yaml("{metadata: {name: default}}")).await.unwrap();
+        let client = server.local(User::loopback("tester"));
+        for name in server::bootstrap::NAMESPACES {
+            let namespace = format!("{{metadata: {{name: {name}}}}}");
+            client.create::<Namespace>(&from_yaml(&namespace)).await.unwrap();
+        }
+        for initial in server::bootstrap::roles_and_bindings() {
+            let of = Resource { resource: GroupResource::new(initial.group, initial.resource), version: "v1" };
+            let namespace = initial.object["metadata"]["namespace"].as_str().unwrap_or_default();
+            client.create_object(&of, namespace, initial.object.clone()).await.unwrap();
+        }
         let cancel = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let config = controllers::Config {
@@ -64,7 +76,10 @@ impl Cluster {
         tasks.spawn(controllers::run(config, cancel.clone()));
         tasks.spawn(scheduler::run(scheduler::Config { client_for, clock }, cancel.clone()));
         tasks.spawn(kubelet(client.clone(), cancel.clone()));
-        Self { client, _tasks: tasks, _stop: cancel.drop_guard() }
+        let cluster = Self { client, _tasks: tasks, _stop: cancel.drop_guard() };
+        let account = async || cluster.client.get::<ServiceAccount>("default", "default").await.ok();
+        cluster.until("the default account", account).await;
+        cluster
     }
 
     pub async fn add_node(&self, name: &str, cpu: &str) {
