@@ -185,9 +185,13 @@ fn fill_http_get(action: Option<&mut Value>) {
 /// Source: kubernetes `pkg/util/parsers/parsers.go`.
 fn tag(image: &str) -> Option<&str> {
     let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
-    let last = name.rfind('/').map_or(name, |slash| &name[slash + 1..]);
+    let (host, last) = name.rsplit_once('/').unwrap_or(("", name));
+    // The registry's host may have upper case letters; repositories have none.
+    let path = host.split_once('/').map_or("", |(_, path)| path);
+    let repository = last.split_once(':').map_or(last, |(repository, _)| repository);
+    let plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' | b'/'));
     match last.split_once(':') {
-        _ if image.is_empty() => None,
+        _ if repository.is_empty() || !plain(path) || !plain(repository) => None,
         Some((_, tag)) => Some(tag),
         None if digest.is_some() => None,
         None => Some("latest"),

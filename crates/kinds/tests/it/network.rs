@@ -315,7 +315,7 @@ fn ingress_classes() {
         expect![[r#"spec.controller: Invalid value: "nope": must be a domain-prefixed path (such as "acme.io/foo")"#]],
     );
     check(
-        &class.replace("coracle.dev/ingress", "a.b/c, parameters: {kind: K, name: n, scope: Namespace}"),
+        &class.replace("coracle.dev/ingress", "a.b/c, parameters: {kind: K, name: m, scope: Namespace}"),
         expect!["spec.parameters.namespace: Required value: `parameters.scope` is set to 'Namespace'"],
     );
     check_update(

@@ -56,7 +56,7 @@ fn bindings() {
     check(
         &object(
             "RoleBinding",
-            "roleRef: {kind: Rule, apiGroup: x}, subjects: [{kind: Robot}, {kind: Group, name: g, apiGroup: y}]",
+            "roleRef: {kind: Rule, apiGroup: x}, subjects: [{kind: Robot}, {kind: Group, name: g, apiGroup: z}]",
         ),
         expect![[r#"
             roleRef.apiGroup: Unsupported value: "x": supported values: "rbac.authorization.k8s.io"
@@ -64,7 +64,7 @@ fn bindings() {
             roleRef.name: Required value
             subjects[0].name: Required value
             subjects[0].kind: Unsupported value: "Robot": supported values: "ServiceAccount", "User", "Group"
-            subjects[1].apiGroup: Unsupported value: "": supported values: "rbac.authorization.k8s.io""#]],
+            subjects[1].apiGroup: Unsupported value: "z": supported values: "rbac.authorization.k8s.io""#]],
     );
     check(
         &object("ClusterRoleBinding", "roleRef: {kind: Role, name: r}, subjects: [{kind: ServiceAccount, name: s}]"),

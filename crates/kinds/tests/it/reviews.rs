@@ -10,9 +10,13 @@ fn review(kind: &str, fields: &str, expect: Expect) {
 
 #[test]
 fn a_question_is_about_one_thing() {
-    review("SubjectAccessReview", "spec: {}", expect![[r#"
+    review(
+        "SubjectAccessReview",
+        "spec: {}",
+        expect![[r#"
         spec: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified
-        spec.user: Invalid value: "": at least one of user or group must be specified"#]]);
+        spec.user: Invalid value: "": at least one of user or group must be specified"#]],
+    );
     review(
         "SubjectAccessReview",
         "metadata: {name: a}, spec: {user: u, resourceAttributes: {}, nonResourceAttributes: {}}",
@@ -20,7 +24,13 @@ fn a_question_is_about_one_thing() {
             spec: Invalid value: {}: exactly one of nonResourceAttributes or resourceAttributes must be specified
             metadata: Invalid value: {"name":"a"}: must be empty"#]],
     );
-    review("SelfSubjectAccessReview", "spec: {resourceAttributes: {labelSelector: {}}}", expect!["spec.resourceAttributes.labelSelector.requirements: Required value: when spec.resourceAttributes.labelSelector is specified, requirements or rawSelector is required"]);
+    review(
+        "SelfSubjectAccessReview",
+        "spec: {resourceAttributes: {labelSelector: {}}}",
+        expect![
+            "spec.resourceAttributes.labelSelector.requirements: Required value: when spec.resourceAttributes.labelSelector is specified, requirements or rawSelector is required"
+        ],
+    );
 }
 
 #[test]

@@ -243,10 +243,9 @@ fn dns(spec: &Place<'_>, errors: &mut Vec<Error>) {
     }
     for search in searches.items() {
         let name = search.text().strip_suffix('.').unwrap_or(search.text());
-        // Underscores are allowed here: a name that is a DNS name without them is fine.
-        let messages = names::is_dns1123_subdomain(&name.replace('_', "a"));
-        if !search.is(".") && !messages.is_empty() {
-            errors.extend(messages.into_iter().map(|message| Error::invalid(&search.path, name, message)));
+        if !search.is(".") {
+            let messages = search_domain(name).into_iter();
+            errors.extend(messages.map(|message| Error::invalid(&search.path, name, message)));
         }
     }
     for option in config.child("options").items() {
@@ -254,4 +253,28 @@ fn dns(spec: &Place<'_>, errors: &mut Vec<Error>) {
             errors.push(option.required("must not be empty"));
         }
     }
+}
+
+/// A DNS name in which underscores are allowed.
+///
+/// Source: apimachinery `pkg/util/validation/validation.go`, `IsDNS1123SubdomainWithUnderscore`.
+fn search_domain(name: &str) -> names::Messages {
+    const LABEL: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let label = |label: &str| {
+        let label = label.strip_prefix('_').unwrap_or(label);
+        label.starts_with(alphanumeric)
+            && label.ends_with(alphanumeric)
+            && label.chars().all(|c| alphanumeric(c) || c == '-' || c == '_')
+    };
+    let mut messages = names::Messages::new();
+    if name.len() > 253 {
+        messages.push(names::max_len_error(253));
+    }
+    if !name.split('.').all(label) {
+        let message = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or \
+                       '.', and must start and end with an alphanumeric character";
+        messages.push(names::regex_error(message, &format!("{LABEL}(\\.{LABEL})*"), &["example.com"]));
+    }
+    messages
 }

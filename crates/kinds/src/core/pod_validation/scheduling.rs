@@ -108,6 +108,8 @@ pub(super) fn tolerations(tolerations: &Place<'_>, errors: &mut Vec<Error>) {
                 errors.push(Error::invalid(&operator.path, value.text(), detail));
             }
             "Exists" => {}
+            // Behind a gate of upstream's, which its message names all the same.
+            "Lt" | "Gt" => errors.push(operator.not_supported(&["Equal", "Exists", "Lt", "Gt"])),
             _ => errors.push(operator.not_supported(&["Equal", "Exists"])),
         }
         if !effect.is_empty() {
