@@ -301,6 +301,11 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes a group unless it has processes or groups in it.
+    pub(crate) fn remove_if_empty(&self, group: &Path) -> io::Result<()> {
+        if self.processes(group)?.is_empty() { self.remove(group) } else { Ok(()) }
+    }
+
     /// What a group uses now.
     pub(crate) fn stats(&self, group: &Path) -> io::Result<Stats> {
         match &self.hierarchies {

@@ -13,7 +13,7 @@ use rustix::net::{
 pub(crate) const MAX_MESSAGE: usize = 96 * 1024;
 
 /// The most descriptors in a message.
-pub(crate) const MAX_FDS: usize = 8;
+pub(crate) const MAX_FDS: usize = 32;
 
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)

@@ -10,6 +10,7 @@ mod devices;
 mod mounts;
 mod path;
 mod process;
+mod role;
 mod root;
 
 use std::fs::{self, File};
@@ -23,6 +24,7 @@ use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 pub(crate) use base::make as make_base;
 pub(crate) use devices::NODES;
+pub(crate) use role::{Role, RoleRoot, enter as enter_role};
 
 use crate::bundle::Bundle;
 use crate::plan::ExecPlan;

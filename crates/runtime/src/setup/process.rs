@@ -147,7 +147,7 @@ impl Wanted {
     }
 }
 
-pub(crate) fn drop_bounding(keep: CapabilitySet) -> Result<(), Fault> {
+pub(super) fn drop_bounding(keep: CapabilitySet) -> Result<(), Fault> {
     for number in 0..64 {
         let one = CapabilitySet::from_bits_retain(1 << number);
         if keep.contains(one) {
@@ -164,7 +164,7 @@ pub(crate) fn drop_bounding(keep: CapabilitySet) -> Result<(), Fault> {
 }
 
 /// Changes groups and user, and keeps the capabilities for what is still to be done.
-fn become_user(uid: u32, gid: u32, additional: &[u32]) -> Result<(), Fault> {
+pub(super) fn become_user(uid: u32, gid: u32, additional: &[u32]) -> Result<(), Fault> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     let groups: Vec<Gid> = additional.iter().copied().map(Gid::from_raw).collect();
     rustix::thread::set_keep_capabilities(true).during(|| "keep capabilities".to_owned())?;
@@ -178,11 +178,11 @@ fn become_user(uid: u32, gid: u32, additional: &[u32]) -> Result<(), Fault> {
 }
 
 fn set_capabilities(wanted: &Wanted) -> Result<(), Fault> {
-    let sets = CapabilitySets {
-        effective: wanted.effective,
-        permitted: wanted.permitted,
-        inheritable: CapabilitySet::empty(),
-    };
+    keep_capabilities(wanted.permitted, wanted.effective)
+}
+
+pub(super) fn keep_capabilities(permitted: CapabilitySet, effective: CapabilitySet) -> Result<(), Fault> {
+    let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).during(|| "set capabilities".to_owned())
 }
 

@@ -60,15 +60,24 @@ impl Log {
 
     /// Appends what a container wrote. What cannot be written is lost: a full disk must not stop a container.
     pub(super) fn write(&mut self, stream: Stream, chunk: &[u8], now: SystemTime) {
-        self.out.clear();
-        format(&mut self.out, stream, chunk, now);
-        if self.size > 0 && self.size + self.out.len() as u64 > self.limits.max_size {
-            // Without a new file the old one grows on: better than losing output.
-            self.rotate(now).ok();
+        let head = format!("{} {} ", timestamp(now), stream.name());
+        for line in chunk.split_inclusive(|byte| *byte == b'\n') {
+            let length = (self.out.len() + head.len() + line.len()) as u64 + 3;
+            if self.size + length > self.limits.max_size && self.size + self.out.len() as u64 > 0 {
+                self.flush();
+                // Without a new file the old one grows on: better than losing output.
+                self.rotate(SystemTime::now()).ok();
+            }
+            format_line(&mut self.out, &head, line);
         }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
         if self.file.write_all(&self.out).is_ok() {
             self.size += self.out.len() as u64;
         }
+        self.out.clear();
     }
 
     /// Opens the file anew after something moved it.
@@ -122,19 +131,16 @@ fn open_file(directory: &OwnedFd, name: &str) -> io::Result<(File, u64)> {
     Ok((File::from(file), stat.st_size as u64))
 }
 
-/// Appends `chunk` as log lines to `out`.
-fn format(out: &mut Vec<u8>, stream: Stream, chunk: &[u8], now: SystemTime) {
-    let head = format!("{} {} ", timestamp(now), stream.name());
-    for line in chunk.split_inclusive(|byte| *byte == b'\n') {
-        let (tag, text) = match line.strip_suffix(b"\n") {
-            Some(text) => ("F ", text),
-            None => ("P ", line),
-        };
-        out.extend_from_slice(head.as_bytes());
-        out.extend_from_slice(tag.as_bytes());
-        out.extend_from_slice(text);
-        out.push(b'\n');
-    }
+/// Appends a log line to `out`. `head` is time and stream; a `line` without its end is tagged as partial.
+fn format_line(out: &mut Vec<u8>, head: &str, line: &[u8]) {
+    let (tag, text) = match line.strip_suffix(b"\n") {
+        Some(text) => ("F ", text),
+        None => ("P ", line),
+    };
+    out.extend_from_slice(head.as_bytes());
+    out.extend_from_slice(tag.as_bytes());
+    out.extend_from_slice(text);
+    out.push(b'\n');
 }
 
 /// Year, month, day, hour, minute, second and nanosecond in UTC. The date after Howard Hinnant's `civil_from_days`.
@@ -186,11 +192,10 @@ mod tests {
     #[test]
     fn whole_lines_are_full_and_the_rest_is_partial() {
         let mut out = Vec::new();
-        format(&mut out, Stream::Stderr, b"one\n\ntw", at(0, 0));
-        let expected = "1970-01-01T00:00:00.000000000Z stderr F one\n\
-                        1970-01-01T00:00:00.000000000Z stderr F \n\
-                        1970-01-01T00:00:00.000000000Z stderr P tw\n";
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        for line in [&b"one\n"[..], b"\n", b"tw"] {
+            format_line(&mut out, "TIME stderr ", line);
+        }
+        assert_eq!(String::from_utf8(out).unwrap(), "TIME stderr F one\nTIME stderr F \nTIME stderr P tw\n");
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub fn main(args: &[OsString]) -> ! {
 }
 
 fn serve(directory: &Path) -> Result<(), String> {
-    let first = take_first_connection()?;
+    let first = take_stdin()?;
     let outcome = start(directory);
     match outcome {
         Ok((shim, listener)) => shim.run(listener, first).map_err(|error| format!("poll: {error}")),
@@ -66,8 +66,8 @@ fn serve(directory: &Path) -> Result<(), String> {
     }
 }
 
-/// Moves the socket from descriptor 0, where programs expect their standard input.
-fn take_first_connection() -> Result<OwnedFd, String> {
+/// Moves the socket that main passed as descriptor 0, where programs expect their standard input.
+pub(crate) fn take_stdin() -> Result<OwnedFd, String> {
     let inherited = crate::sys::fd_from_raw(0).map_err(|error| format!("no connection to main: {error}"))?;
     let first = rustix::io::fcntl_dupfd_cloexec(&inherited, 3).map_err(|error| format!("dup: {error}"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())

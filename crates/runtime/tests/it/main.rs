@@ -1,6 +1,7 @@
 //! The runtime as root on this machine: pods, containers and their shims, for real.
 
 mod bed;
+mod confined;
 mod crash;
 mod lifecycle;
 mod limits;

@@ -32,9 +32,9 @@ async fn the_pods_network_is_ready_for_the_node() {
     let mut bed = Bed::new();
     let pod = bed.pod("p").await;
     assert!(pod.netns.is_some() && bed.runtime.netns("p").unwrap().is_some());
-    let (_, log) = bed.run_in("p", bed.plan("hostname; ip -o link show; ping -c1 -W1 127.0.0.1 >/dev/null; echo $?")).await;
+    let (_, log) = bed.run_in("p", bed.plan("hostname; ip -o link show")).await;
     assert!(log.starts_with("host-of-the-pod\n1: lo: <LOOPBACK,UP,LOWER_UP>"), "{log}");
-    assert_eq!(log.lines().count(), 3, "{log}");
+    assert_eq!(log.lines().count(), 2, "{log}");
     bed.finish().await;
 }
 

@@ -10,6 +10,7 @@ fn main() {
     match args.first().and_then(|arg| arg.to_str()) {
         Some("shim") => runtime::shim::main(&args[1..]),
         Some("die-after") => die_after(&args[1..]),
+        Some("confined") => confined(args[1].to_str().unwrap()),
         other => {
             eprintln!("unknown command {other:?}");
             std::process::exit(2);
@@ -38,4 +39,52 @@ fn die_after(args: &[OsString]) {
         let (runtime, _events) = Runtime::new(config).unwrap();
         runtime.create_pod(serde_json::from_str(plan.to_str().unwrap()).unwrap()).await.unwrap();
     });
+}
+
+/// What a confined process tries.
+fn confined(what: &str) {
+    let fds = match runtime::confine::enter() {
+        Ok(fds) => fds,
+        Err(error) => {
+            eprintln!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
+            std::process::exit(125);
+        }
+    };
+    match what {
+        "status" => {
+            let other = std::thread::spawn(|| 1);
+            let threads = 1 + other.join().unwrap();
+            let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+            let entries = std::fs::read_dir("/").unwrap().count();
+            let nnp = rustix::thread::no_new_privs().unwrap();
+            let caps = rustix::thread::capability_is_in_bounding_set(rustix::thread::CapabilitySet::CHOWN).unwrap();
+            println!("uid {uid} gid {gid} threads {threads} entries {entries} nnp {nnp} caps {}", u8::from(caps));
+        }
+        "exec" => {
+            let error = std::os::unix::process::CommandExt::exec(&mut std::process::Command::new("/bin/sh"));
+            println!("{error}");
+        }
+        "open" => println!("{:?}", std::fs::File::open("/etc/passwd").unwrap_err().raw_os_error()),
+        "fds" => {
+            for fd in fds {
+                print!("{}", std::io::read_to_string(std::fs::File::from(fd)).unwrap());
+            }
+        }
+        "unpack" => {
+            std::fs::create_dir("/made").unwrap();
+            let made = std::fs::File::open("/made").unwrap();
+            std::os::unix::fs::fchown(&made, Some(5), None).unwrap();
+            let owner = std::os::unix::fs::MetadataExt::uid(&made.metadata().unwrap());
+            let link = std::fs::File::open("/link").unwrap_err().raw_os_error();
+            println!("made /made, owner {owner}; link: {link:?}");
+        }
+        "eat" => {
+            let mut eaten = Vec::new();
+            loop {
+                eaten.push(vec![1u8; 1 << 20]);
+                std::hint::black_box(&eaten);
+            }
+        }
+        what => panic!("{what}"),
+    }
 }
