@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ impl Http {
     /// # Errors
     /// A sentence for users; the request may or may not have arrived.
     pub async fn send(&self, tls: &Tls, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
-        let client = self.client(tls)?;
+        let client = self.client(tls);
         match timeout(CONNECT + ANSWER, client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(chain(&error)),
@@ -60,15 +60,15 @@ impl Http {
         }
     }
 
-    fn client(&self, tls: &Tls) -> Result<HyperClient, String> {
+    fn client(&self, tls: &Tls) -> HyperClient {
         let mut clients = self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(client) = clients.get(tls) {
-            return Ok(client.clone());
+            return client.clone();
         }
-        let connector = Connector { tls: TlsConnector::from(Arc::new(client_config(tls)?)) };
+        let connector = Connector { tls: Arc::new(LazyTls { settings: tls.clone(), made: OnceLock::new() }) };
         let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(30)).build(connector);
         clients.insert(tls.clone(), client.clone());
-        Ok(client)
+        client
     }
 }
 
@@ -118,7 +118,20 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 #[derive(Clone)]
 struct Connector {
-    tls: TlsConnector,
+    tls: Arc<LazyTls>,
+}
+
+/// The host's certificates are read when the first https endpoint is spoken to: plain mirrors need none.
+struct LazyTls {
+    settings: Tls,
+    made: OnceLock<Result<TlsConnector, String>>,
+}
+
+impl LazyTls {
+    fn connector(&self) -> io::Result<TlsConnector> {
+        let make = || client_config(&self.settings).map(|config| TlsConnector::from(Arc::new(config)));
+        self.made.get_or_init(make).clone().map_err(io::Error::other)
+    }
 }
 
 impl tower_service::Service<Uri> for Connector {
@@ -131,7 +144,7 @@ impl tower_service::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let tls = self.tls.clone();
+        let tls = Arc::clone(&self.tls);
         Box::pin(async move {
             let timed_out = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "i/o timeout"));
             timeout(CONNECT, connect(tls, uri)).await.unwrap_or_else(timed_out)
@@ -139,7 +152,7 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-async fn connect(tls: TlsConnector, uri: Uri) -> io::Result<Stream> {
+async fn connect(tls: Arc<LazyTls>, uri: Uri) -> io::Result<Stream> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let https = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
@@ -154,7 +167,7 @@ async fn connect(tls: TlsConnector, uri: Uri) -> io::Result<Stream> {
                     false => Ok(Stream(TokioIo::new(Box::new(stream)))),
                     true => {
                         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                        let stream = tls.connect(name, stream).await;
+                        let stream = tls.connector()?.connect(name, stream).await;
                         let stream = stream.map_err(|error| io::Error::new(error.kind(), format!("tls: {error}")))?;
                         Ok(Stream(TokioIo::new(Box::new(stream))))
                     }

@@ -74,6 +74,9 @@ impl LayerError {
 /// Held while layers are being added, so that nobody deletes those that no image names yet.
 pub(crate) struct Adding(#[expect(dead_code, reason = "held for its lock")] File);
 
+/// Held while layers are being deleted.
+pub(crate) struct Alone(#[expect(dead_code, reason = "held for its lock")] File);
+
 impl Layers {
     pub fn new(dir: &Path, unpacker: Unpacker) -> Layers {
         Layers { dir: dir.to_owned(), unpacker, busy: Mutex::default(), sizes: Mutex::default() }
@@ -140,10 +143,11 @@ impl Layers {
         Ok(Adding(file))
     }
 
-    fn alone(&self) -> io::Result<Option<File>> {
+    /// None while anyone adds layers.
+    pub fn alone(&self) -> io::Result<Option<Alone>> {
         let file = self.lock_file()?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
+            Ok(()) => Ok(Some(Alone(file))),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -237,18 +241,18 @@ impl Layers {
         Ok(found)
     }
 
-    /// Deletes the layers that are not in `needed`, unless somebody pulls just now. Returns the bytes that became free.
-    pub fn sweep(&self, needed: &BTreeSet<Digest>) -> io::Result<u64> {
-        let Some(alone) = self.alone()? else { return Ok(0) };
+    /// Takes the layers out that are not in `needed`, which must have been read under `alone`.
+    ///
+    /// Returns the bytes that become free and the directories that go away when they are dropped: after `alone`, since
+    /// deleting takes a while.
+    pub fn sweep(&self, needed: &BTreeSet<Digest>, _alone: &Alone) -> io::Result<(u64, Vec<Scratch>)> {
         let mut freed = 0;
         let mut gone = Vec::new();
         for diff_id in self.all()?.into_iter().filter(|diff_id| !needed.contains(diff_id)) {
             freed += self.tree(&diff_id).map_or(0, |tree| tree.disk_bytes);
             gone.push(self.take_out(&diff_id)?);
         }
-        drop(alone);
-        drop(gone);
-        Ok(freed)
+        Ok((freed, gone))
     }
 
     /// Deletes one layer.

@@ -43,12 +43,13 @@ pub struct PullError {
 pub enum PullCause {
     #[error("failed to resolve reference \"{image}\": {image}: not found")]
     NotFound { image: String },
-    #[error("failed to resolve reference \"{image}\": {message}")]
+    /// `message` is the whole sentence, here and below.
+    #[error("{message}")]
     Unauthorized { image: String, message: String },
-    #[error("failed to resolve reference \"{image}\": {message}")]
+    #[error("{message}")]
     RateLimited { image: String, message: String, retry_after: Option<Duration> },
     /// No endpoint answered, or one answered with a server error.
-    #[error("failed to resolve reference \"{image}\": {message}")]
+    #[error("{message}")]
     Unreachable { image: String, message: String },
     #[error("registry {registry} is blocked in registries.yaml")]
     Blocked { registry: String },
@@ -416,35 +417,44 @@ pub(crate) fn layer_cause(error: LayerError, layer: &Digest) -> PullCause {
 
 /// The registry's own answer decides; what its mirrors said goes into the message.
 fn verdict(image: &Reference, mut failures: Vec<(String, FetchError)>) -> PullCause {
-    let image = image.to_string();
     let Some((last, error)) = failures.pop() else {
         return invalid("no endpoint to ask".to_owned());
     };
     let mut others = String::new();
     for (host, error) in failures.iter().filter(|(host, _)| *host != last) {
         let text = match error {
-            FetchError::NotFound { .. } => "not found".to_owned(),
-            FetchError::Unauthorized(text) | FetchError::Unreachable(text) | FetchError::Invalid(text) => text.clone(),
-            FetchError::RateLimited { message, .. } => message.clone(),
+            FetchError::NotFound { .. } => "not found",
+            FetchError::Unauthorized(text) | FetchError::Unreachable(text) | FetchError::Invalid(text) => text,
+            FetchError::RateLimited { message, .. } => message,
         };
         others.push_str(&format!(" (before, at {host}: {text})"));
     }
-    match error {
-        FetchError::NotFound { .. } => PullCause::NotFound { image },
-        FetchError::Unauthorized(message) => PullCause::Unauthorized { image, message: message + &others },
-        FetchError::RateLimited { message, retry_after } => {
-            PullCause::RateLimited { image, message: message + &others, retry_after }
-        }
-        FetchError::Unreachable(message) => PullCause::Unreachable { image, message: message + &others },
-        FetchError::Invalid(message) => invalid(message + &others),
-    }
+    cause(image, error, &format!("failed to resolve reference \"{image}\": "), &others)
 }
 
 /// Content that a manifest names: wrong bytes anywhere say more than silence elsewhere.
 fn verdict_of_content(image: &Reference, mut failures: Vec<(String, FetchError)>) -> PullCause {
     failures.sort_by_key(|(_, error)| matches!(error, FetchError::Invalid(_)));
-    if let Some((host, FetchError::NotFound { url })) = failures.last() {
-        return invalid(format!("failed to copy: content at {url} not found on {host}"));
+    match failures.pop() {
+        Some((_, FetchError::Invalid(message))) => invalid(message),
+        Some((host, FetchError::NotFound { url })) => {
+            invalid(format!("failed to copy: content at {url} not found on {host}"))
+        }
+        Some((_, error)) => cause(image, error, "failed to copy: ", ""),
+        None => invalid("no endpoint to ask".to_owned()),
     }
-    verdict(image, failures.pop().into_iter().collect())
+}
+
+fn cause(image: &Reference, error: FetchError, before: &str, after: &str) -> PullCause {
+    let image = image.to_string();
+    let text = |message: String| format!("{before}{message}{after}");
+    match error {
+        FetchError::NotFound { .. } => PullCause::NotFound { image },
+        FetchError::Unauthorized(message) => PullCause::Unauthorized { image, message: text(message) },
+        FetchError::RateLimited { message, retry_after } => {
+            PullCause::RateLimited { image, message: text(message), retry_after }
+        }
+        FetchError::Unreachable(message) => PullCause::Unreachable { image, message: text(message) },
+        FetchError::Invalid(message) => invalid(text(message)),
+    }
 }

@@ -237,7 +237,7 @@ mod tests {
         check("registry.example:99999/x", expect!["error: invalid reference format"]);
         check("a b", expect!["error: invalid reference format"]);
         check(
-            &"a/".repeat(200).trim_end_matches('/').to_owned(),
+            &format!("{}a", "a/".repeat(200)),
             expect!["error: repository name must not be more than 255 characters"],
         );
     }

@@ -460,15 +460,14 @@ impl Inner {
         let lock =
             File::options().create(true).truncate(false).write(true).open(self.dir.join("images.lock")).map_err(io)?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| io(error.into()))?;
-        let mut state = self.state();
-        self.read_list(&mut state)?;
-        let mut records = state.records.clone();
+        self.refresh()?;
+        let mut records = self.state().records.clone();
         let result = change(&mut records);
         // Images whose layers were lost are forgotten when the list is written next.
         records.retain(|record| record.layers.iter().all(|diff_id| self.layers.tree(diff_id).is_some()));
         let list = serde_json::to_vec_pretty(&List { format: FORMAT, images: records }).expect("records become JSON");
         write_durably(&self.dir.join("images.json"), &list).map_err(io)?;
-        self.read_list(&mut state)?;
+        self.refresh()?;
         Ok(result)
     }
 
@@ -507,8 +506,10 @@ impl Inner {
         state.images.iter().any(|image| image.id == record.id).then(|| record.clone())
     }
 
+    /// Deletes layers and documents that no image needs, unless somebody adds some just now. Blocks.
     fn sweep(&self) -> Result<u64, StoreError> {
         let io = |source| StoreError::Io { context: "could not delete unused layers".to_owned(), source };
+        let Some(alone) = self.layers.alone().map_err(io)? else { return Ok(0) };
         self.refresh()?;
         let (needed, documents) = {
             let state = self.state();
@@ -520,7 +521,7 @@ impl Inner {
                 state.records.iter().map(|record| record.id.clone()).chain(manifests).collect();
             (needed, documents)
         };
-        let freed = self.layers.sweep(&needed).map_err(io)?;
+        let (freed, gone) = self.layers.sweep(&needed, &alone).map_err(io)?;
         for entry in fs::read_dir(self.dir.join("content")).map_err(io)? {
             let entry = entry.map_err(io)?;
             let digest = entry.file_name().to_str().and_then(|name| format!("sha256:{name}").parse().ok());
@@ -528,6 +529,8 @@ impl Inner {
                 fs::remove_file(entry.path()).map_err(io)?;
             }
         }
+        drop(alone);
+        drop(gone);
         Ok(freed)
     }
 

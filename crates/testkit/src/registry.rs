@@ -123,7 +123,7 @@ impl Registry {
         state.manifests.insert(format!("{repository}@{}", manifest.digest), manifest.clone());
     }
 
-    /// Offers an image's blobs, and its manifest by digest in `repository`-less form is not implied: see [`Registry::add`].
+    /// Offers an image's layers and configuration, but not its manifest.
     pub fn add_blobs(&self, image: &BuiltImage) {
         let mut state = self.shared.lock();
         for blob in image.blobs() {
@@ -217,6 +217,7 @@ impl Answer {
 fn converse(stream: TcpStream, address: SocketAddr, shared: &Shared) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
+    stream.set_nodelay(true)?;
     while let Some(request) = read_request(&mut reader)? {
         let path = request.target.split('?').next().unwrap_or_default();
         let fault = take_fault(&mut shared.lock(), path);

@@ -20,10 +20,13 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Names of directories are kept until the end, for their times.
 const DIRECTORY_NAMES_LIMIT: usize = 64 << 20;
 
+/// Names of directories and, last, of the entry.
+type Path = Vec<Vec<u8>>;
+
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {what}", display(.path))]
 pub(crate) struct ApplyError {
-    path: Vec<Vec<u8>>,
+    path: Path,
     what: String,
 }
 
@@ -35,8 +38,8 @@ fn display(path: &[Vec<u8>]) -> String {
 pub(crate) struct Tree {
     root: OwnedFd,
     /// The last parent, for the entries that follow in it.
-    parent: Option<(Vec<Vec<u8>>, OwnedFd)>,
-    directories: Vec<(Vec<Vec<u8>>, (i64, u32))>,
+    parent: Option<(Path, OwnedFd)>,
+    directories: Vec<(Path, (i64, u32))>,
     directory_bytes: usize,
     /// Directories that hide what lies below them. Marking them takes a privilege that this process does not have.
     pub opaque: Vec<Vec<u8>>,
@@ -307,8 +310,11 @@ fn finish_open(file: BorrowedFd<'_>, entry: &Entry) -> Result<(), Failure> {
     fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
     fchmod(file, Mode::from_raw_mode(entry.mode))?;
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| is_kept(name)) {
-        fsetxattr(file, name.as_str(), value, XattrFlags::empty())
-            .map_err(|error| Failure(format!("extended attribute {name}: {error}")))?;
+        match fsetxattr(file, name.as_str(), value, XattrFlags::empty()) {
+            // Users' own are lost on a file system without them, as everywhere; a capability must not be.
+            Err(Errno::OPNOTSUPP) if name.starts_with("user.") => {}
+            set => set.map_err(|error| Failure(format!("extended attribute {name}: {error}")))?,
+        }
     }
     Ok(futimens(file, &times(entry.mtime))?)
 }
