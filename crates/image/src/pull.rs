@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use sha2::{Digest as _, Sha256};
 
@@ -216,11 +218,12 @@ impl<'a> Puller<'a> {
             layers: layers.len(),
             total_bytes: missing.map(|(layer, _)| layer.size).sum(),
         });
-        stream::iter(wanted)
-            .map(|(layer, diff_id)| self.layer(image, &sessions, layer, diff_id, progress))
-            .buffer_unordered(PARALLEL_LAYERS)
-            .try_collect::<Vec<()>>()
-            .await?;
+        // Boxed before the stream: the compiler cannot prove otherwise that pulls may change threads.
+        let fetches: Vec<BoxFuture<'_, Result<(), PullCause>>> = wanted
+            .into_iter()
+            .map(|(layer, diff_id)| self.layer(image, &sessions, layer, diff_id, progress).boxed())
+            .collect();
+        stream::iter(fetches).buffer_unordered(PARALLEL_LAYERS).try_collect::<Vec<()>>().await?;
         Ok(Pulled { id: config.digest, parsed, documents })
     }
 

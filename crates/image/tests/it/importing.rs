@@ -73,7 +73,7 @@ async fn what_is_no_archive_says_so() {
     changed.layers[0].bytes = Compression::Gzip.compress(b"other").into();
     let error = import(&oci_archive(&[("app:1", &changed)])).await;
     assert!(error.contains("is not of the digest and size"), "{error}");
-    assert_eq!(fixture.leftovers(), 0);
+    fixture.wait_until_clean().await;
 }
 
 impl Fixture {

@@ -294,3 +294,14 @@ async fn progress_counts_what_must_come() {
     fixture.store.pull(&fixture.name("app:1"), &[], &log).await.unwrap();
     assert_eq!(*log.0.lock().unwrap(), ["1 layers, 2048 bytes", "2048/2048", "done"]);
 }
+
+#[test]
+fn pulls_may_run_on_any_thread() {
+    fn check(_: impl Send) {}
+    fn pull(fixture: &'static Fixture, name: &'static Reference) {
+        check(fixture.store.pull(name, &[], &NoProgress));
+        check(fixture.store.import(&b""[..]));
+        check(fixture.store.remove(""));
+    }
+    let _ = pull;
+}

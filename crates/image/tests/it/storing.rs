@@ -22,7 +22,7 @@ async fn images_are_known_after_a_restart() {
     fixture.registry.add("app", "1", &small("kept"));
     let image = fixture.pull("app:1").await.unwrap();
     fixture.reopen();
-    assert_eq!(fixture.store.list(), [image.clone()]);
+    assert_eq!(fixture.store.list(), std::slice::from_ref(&image));
     assert_eq!(fixture.store.get(&image.id.hex()[..12]), Some(image.clone()));
     assert_eq!(fixture.store.get(&image.id.to_string()), Some(image.clone()));
     assert_eq!(fixture.store.get(&image.repo_digests[0]), Some(image));
@@ -35,7 +35,7 @@ async fn another_process_sees_what_this_one_changes() {
     let other = ImageStore::open(&fixture.dir, Registries::default(), unpacker()).unwrap();
     fixture.registry.add("app", "1", &small("shared"));
     let image = fixture.pull("app:1").await.unwrap();
-    assert_eq!(other.list(), [image.clone()]);
+    assert_eq!(other.list(), std::slice::from_ref(&image));
     other.remove(&image.id.to_string()).await.unwrap();
     assert!(fixture.store.list().is_empty());
 }
@@ -108,7 +108,7 @@ async fn removal_takes_names_then_the_image_then_its_own_layers() {
     fixture.store.remove(&fixture.name("app:2").to_string()).await.unwrap();
     assert_eq!(fixture.store.get(&top.id.to_string()).unwrap().repo_tags, [fixture.name("app:also").to_string()]);
     fixture.store.remove(&fixture.name("app:also").to_string()).await.unwrap();
-    assert_eq!(fixture.store.list(), [base.clone()]);
+    assert_eq!(fixture.store.list(), std::slice::from_ref(&base));
     assert!(base.layers[0].is_dir() && !top.layers[0].exists());
     assert!(matches!(fixture.store.remove("gone").await, Err(StoreError::NoSuchImage(_))));
 }
@@ -125,7 +125,7 @@ async fn collection_spares_what_is_used_or_pinned() {
     fixture.store.pin(&pinned.id, true).await.unwrap();
     let before = fixture.store.usage().unwrap();
     let collected = fixture.store.collect(&everything(), &BTreeSet::from([used.id.clone()])).await.unwrap();
-    assert_eq!(collected.images, [idle.clone()]);
+    assert_eq!(collected.images, std::slice::from_ref(&idle));
     assert!(!idle.layers[0].exists() && used.layers[0].exists());
     assert_eq!(fixture.store.usage().unwrap().bytes, before.bytes - collected.freed_bytes);
     assert!(fixture.store.get(&pinned.id.to_string()).unwrap().pinned);
