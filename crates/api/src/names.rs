@@ -387,7 +387,7 @@ fn is_mapped(address: &IpAddr) -> bool {
 }
 
 /// As Go once did, ignores leading zeros in dotted decimals.
-fn parse_ip_sloppy(text: &str) -> Option<IpAddr> {
+pub fn parse_ip_sloppy(text: &str) -> Option<IpAddr> {
     let (head, dotted) = match text.rfind(':') {
         Some(colon) => text.split_at(colon + 1),
         None => ("", text),

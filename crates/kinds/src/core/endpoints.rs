@@ -94,8 +94,8 @@ fn warnings(endpoints: &Value, _old: Option<&Value>) -> Vec<String> {
 ///
 /// Source: kubernetes `pkg/apis/core/validation/validation.go`, `ValidateEndpointIP`.
 pub(crate) fn endpoint_address(ip: &Place<'_>, errors: &mut Vec<Error>) {
-    let Ok(address) = ip.text().parse::<IpAddr>() else {
-        return errors.push(ip.invalid("must be a valid IP address"));
+    let Some(address) = names::parse_ip_sloppy(ip.text()) else {
+        return errors.push(Error::invalid(&ip.path, ip.text(), "must be a valid IP address"));
     };
     let (local, multicast) = match address {
         IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),

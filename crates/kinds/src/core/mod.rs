@@ -6,6 +6,7 @@ pub mod endpoints;
 pub mod event;
 pub mod namespace;
 pub mod node;
+mod overlapping_paths;
 pub mod pod;
 pub(crate) mod pod_default;
 pub mod pod_support;

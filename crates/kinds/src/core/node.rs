@@ -15,7 +15,7 @@ use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::place::Place;
 use crate::strategy::keep_status;
 use crate::table;
-use crate::value::{default, flag, items, object, remove, text};
+use crate::value::{default, flag, items, object, remove, set, text};
 
 pub fn kind() -> Kind {
     Kind {
@@ -40,7 +40,17 @@ pub fn kind() -> Kind {
 }
 
 fn fill(node: &mut Value) {
-    object(node, "spec");
+    if let Some(spec) = object(node, "spec") {
+        // The singular and the plural range say the same; the singular wins.
+        let one = text(&spec["podCIDR"]).to_owned();
+        if !one.is_empty() && text(&spec["podCIDRs"][0]) != one {
+            set(spec, "podCIDRs", json!([one]));
+        }
+        let first = text(&spec["podCIDRs"][0]).to_owned();
+        if !first.is_empty() {
+            set(spec, "podCIDR", first);
+        }
+    }
     let Some(status) = object(node, "status") else { return };
     for list in ["capacity", "allocatable"] {
         if let Some(list) = status.get_mut(list) {

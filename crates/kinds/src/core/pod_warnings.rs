@@ -8,6 +8,7 @@ use api::names;
 use api::quantity::Quantity;
 use serde_json::Value;
 
+use crate::core::overlapping_paths;
 use crate::place::Place;
 
 /// Warnings about a pod or a template. Upstream gives none on updates of pods.
@@ -23,6 +24,8 @@ pub fn pod(metadata: &Place<'_>, spec: &Place<'_>) -> Vec<String> {
             warnings.push(format!("{}: {instead}", value.path));
         }
     }
+    affinity(&spec.child("affinity").child("nodeAffinity"), &mut warnings);
+    warnings.extend(overlapping_paths::warnings(&spec.child("volumes")));
     repeated(spec, "hostAliases", "ip", "duplicate ip", &mut warnings);
     repeated(spec, "imagePullSecrets", "name", "duplicate name", &mut warnings);
     for name in spec.child("imagePullSecrets").items().map(|secret| secret.child("name")) {
@@ -74,6 +77,26 @@ fn deaf_annotation(key: &str, spec: &Place<'_>) -> Option<&'static str> {
     }
 }
 
+/// Labels of required terms are validated instead.
+fn affinity(node: &Place<'_>, warnings: &mut Vec<String>) {
+    let required = node.child("requiredDuringSchedulingIgnoredDuringExecution").child("nodeSelectorTerms");
+    let preferred = node.child("preferredDuringSchedulingIgnoredDuringExecution");
+    let terms = required.items().map(|term| (term, false));
+    for (term, preferred) in terms.chain(preferred.items().map(|term| (term.child("preference"), true))) {
+        for expression in term.child("matchExpressions").items() {
+            let key = expression.child("key");
+            if let Some(instead) = deprecated_node_label(key.text()) {
+                warnings.push(format!("{}: {} is {instead}", key.path, key.text()));
+            }
+            for value in expression.child("values").items().filter(|_| preferred) {
+                let messages = names::is_label_value(value.text()).into_iter();
+                warnings
+                    .extend(messages.map(|message| format!("{}: {} is invalid, {message}", value.path, value.text())));
+            }
+        }
+    }
+}
+
 fn deprecated_node_label(key: &str) -> Option<&'static str> {
     Some(match key {
         "beta.kubernetes.io/arch" => "deprecated since v1.14; use \"kubernetes.io/arch\" instead",
@@ -95,7 +118,7 @@ fn repeated(spec: &Place<'_>, list: &str, field: &str, what: &str, warnings: &mu
     let mut seen = BTreeSet::new();
     for item in spec.child(list).items() {
         let value = item.child(field).text();
-        if !value.is_empty() && !seen.insert(value) {
+        if !seen.insert(value) {
             warnings.push(format!("{}.{field}: {what} {value:?}", item.path));
         }
     }

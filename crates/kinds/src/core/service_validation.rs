@@ -150,7 +150,7 @@ fn traffic_policies(spec: &Place<'_>, errors: &mut Vec<Error>) {
         errors.push(external.invalid("may only be set for externally-accessible services"));
     }
     let internal = spec.child("internalTrafficPolicy");
-    if !spec.child("type").is("ExternalName") && !internal.is_set() {
+    if matches!(spec.child("type").text(), "ClusterIP" | "NodePort" | "LoadBalancer") && !internal.is_set() {
         errors.push(internal.required(""));
     }
     internal.if_set_one_of(POLICIES, errors);

@@ -121,7 +121,7 @@ fn address(address: &Place<'_>, list: &Place<'_>, kind: &str, errors: &mut Vec<E
     match kind {
         "IPv4" => address.keep(names::is_ip_for_legacy_field, errors),
         "IPv6" => address.keep(names::is_ip, errors),
-        "FQDN" => return address.keep(names::is_dns1123_subdomain, errors),
+        "FQDN" => return domain(address, errors),
         _ => return,
     }
     if errors.len() > before {
@@ -132,6 +132,25 @@ fn address(address: &Place<'_>, list: &Place<'_>, kind: &str, errors: &mut Vec<E
         errors.push(Error::invalid(&list.path, address.text(), format!("must be an {kind} address")));
     }
     endpoint_address(address, errors);
+}
+
+/// A name of two labels or more.
+///
+/// Source: apimachinery `pkg/util/validation/validation.go`, `IsFullyQualifiedDomainName`.
+fn domain(address: &Place<'_>, errors: &mut Vec<Error>) {
+    if address.is_empty() {
+        return errors.push(address.required(""));
+    }
+    let name = address.text().strip_suffix('.').unwrap_or(address.text());
+    let messages = names::is_dns1123_subdomain(name);
+    let wrong = |part: &str, detail: String| Error::invalid(&address.path, part, detail);
+    if !messages.is_empty() {
+        errors.push(wrong(name, messages.join(",")));
+    } else if !name.contains('.') {
+        errors.push(wrong(name, "should be a domain with at least two segments separated by dots".to_owned()));
+    } else if let Some(label) = name.split('.').find(|label| !names::is_dns1123_label(label).is_empty()) {
+        errors.push(wrong(label, names::is_dns1123_label(label).join(",")));
+    }
 }
 
 fn hints(hints: &Place<'_>, errors: &mut Vec<Error>) {

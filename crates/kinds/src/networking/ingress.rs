@@ -2,8 +2,6 @@
 //!
 //! Source: kubernetes `pkg/registry/networking/ingress/strategy.go`.
 
-use std::net::IpAddr;
-
 use api::field::{Error, Path};
 use api::names;
 use jiff::Timestamp;
@@ -91,7 +89,7 @@ fn host(host: &Place<'_>, errors: &mut Vec<Error>) {
     if host.is_empty() {
         return;
     }
-    if host.text().parse::<IpAddr>().is_ok() {
+    if names::parse_ip_sloppy(host.text()).is_some() {
         errors.push(host.invalid("must be a DNS name, not an IP address"));
     }
     host.keep(host_rule(host.text()), errors);
@@ -159,7 +157,7 @@ fn validate_status(ingress: &Value, _old: Option<&Value>) -> Vec<Error> {
         }
         if !name.is_empty() {
             name.keep(names::is_dns1123_subdomain, &mut errors);
-            if name.text().parse::<IpAddr>().is_ok() {
+            if names::parse_ip_sloppy(name.text()).is_some() {
                 errors.push(name.invalid("must be a DNS name, not an IP address"));
             }
         }

@@ -48,7 +48,17 @@ fn validate(class: &Value, old: Option<&Value>) -> Vec<Error> {
     if controller.text().len() > MAX_CONTROLLER {
         errors.push(Error::too_long(&controller.path, MAX_CONTROLLER));
     }
-    controller.require(names::is_domain_prefixed_path, &mut errors);
+    match controller.text().split_once('/') {
+        // Upstream shows the part that is wrong.
+        Some((host, path)) if !host.is_empty() && !path.is_empty() => {
+            let of_host = names::is_dns1123_subdomain(host);
+            for message in names::is_domain_prefixed_path(controller.text()) {
+                let part = if of_host.contains(&message) { host } else { path };
+                errors.push(Error::invalid(&controller.path, part, message));
+            }
+        }
+        _ => controller.require(names::is_domain_prefixed_path, &mut errors),
+    }
     let parameters = spec.child("parameters");
     if !parameters.is_set() {
         return errors;
@@ -60,7 +70,7 @@ fn validate(class: &Value, old: Option<&Value>) -> Vec<Error> {
         parameters.child(field).require(names::is_path_segment_name, &mut errors);
     }
     let (scope, namespace) = (parameters.child("scope"), parameters.child("namespace"));
-    scope.one_of(&["Cluster", "Namespace"], &mut errors);
+    scope.if_set_one_of(&["Cluster", "Namespace"], &mut errors);
     match (scope.text(), namespace.is_set()) {
         ("Namespace", false) => errors.push(namespace.required("`parameters.scope` is set to 'Namespace'")),
         ("Namespace", true) => namespace.keep(names::is_dns1123_label, &mut errors),

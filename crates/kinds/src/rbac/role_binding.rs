@@ -11,7 +11,7 @@ use crate::kind::{Column, Kind, Strategy};
 use crate::place::Place;
 use crate::strategy::same;
 use crate::table;
-use crate::value::{default_text, items, items_mut, text};
+use crate::value::{default_text, items, items_mut, object, text};
 
 pub fn kind() -> Kind {
     Kind {
@@ -28,7 +28,7 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Users and groups belong to this group, as roles do; service accounts to the core group.
 pub(super) fn fill(binding: &mut Value) {
-    if let Some(role) = binding.get_mut("roleRef") {
+    if let Some(role) = object(binding, "roleRef") {
         default_text(role, "apiGroup", GROUP);
     }
     for subject in items_mut(binding.get_mut("subjects")) {

@@ -157,18 +157,18 @@ fn volumes() {
     spec(
         fields,
         expect![[r#"
-        spec.volumes[0].hostPath.path: Invalid value: "/a/../b": must not contain '..'
-        spec.volumes[0].hostPath.type: Unsupported value: "Dir": supported values: "", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"
-        spec.volumes[1].secret.secretName: Required value
-        spec.volumes[2].configMap.defaultMode: Invalid value: 512: must be a number between 0 and 0777 (octal), both inclusive
-        spec.volumes[2].configMap.items[0].key: Required value
-        spec.volumes[2].configMap.items[0].path: Invalid value: "../x": must not contain '..'
-        spec.volumes[3].emptyDir.sizeLimit: Forbidden: not supported yet by coracle: the size of an emptyDir on disk is not limited; use medium Memory, or leave the limit out
-        spec.volumes[4].hostPath: Forbidden: may not specify more than 1 volume type
-        spec.volumes[6].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 5: may not specify a duration less than 10 minutes
-        spec.volumes[7].downwardAPI.fieldRef.fieldPath: Unsupported value: "spec.nodeName": supported values: "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"
-        spec.volumes[6].projected.sources[0].serviceAccountToken: Forbidden: must not be specified when serviceAccountName is not set
-        spec.volumes[5].nfs: Forbidden: not supported yet by coracle: this kind of volume is not mounted; mount it on the host and use a hostPath"#]],
+            spec.volumes[0].hostPath.path: Invalid value: "/a/../b": must not contain '..'
+            spec.volumes[0].hostPath.type: Unsupported value: "Dir": supported values: "", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"
+            spec.volumes[1].secret.secretName: Required value
+            spec.volumes[2].configMap.defaultMode: Invalid value: 512: must be a number between 0 and 0777 (octal), both inclusive
+            spec.volumes[2].configMap.items[0].key: Required value
+            spec.volumes[2].configMap.items[0].path: Invalid value: "../x": must not contain '..'
+            spec.volumes[4].hostPath: Forbidden: may not specify more than 1 volume type
+            spec.volumes[6].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 5: may not specify a duration less than 10 minutes
+            spec.volumes[7].downwardAPI.fieldRef.fieldPath: Unsupported value: "spec.nodeName": supported values: "metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"
+            spec.volumes[6].projected.sources[0].serviceAccountToken: Forbidden: must not be specified when serviceAccountName is not set
+            spec.volumes[5].nfs: Forbidden: not supported yet by coracle: this kind of volume is not mounted; mount it on the host and use a hostPath
+            spec.volumes[3].emptyDir.sizeLimit: Forbidden: not supported yet by coracle: the size of an emptyDir on disk is not limited; use medium Memory, or leave the limit out"#]],
     );
 }
 

@@ -17,13 +17,22 @@ pub(super) fn validate(pod: &Pod<'_>, errors: &mut Vec<Error>) {
     }
     for container in containers.items() {
         common(&container, pod, errors);
-        unique_name(&container, &mut names, errors);
+        let name = container.child("name");
+        if !names.insert(name.text()) {
+            errors.push(Error::duplicate(&name.path, name.text()));
+        }
         handlers::validate(&container, pod, errors);
     }
     unique_host_ports(containers.items(), &containers, errors);
     for container in inits.items() {
         common(&container, pod, errors);
-        unique_name(&container, &mut names, errors);
+        let name = container.child("name");
+        // Upstream takes two names that are missing for the same one only here and there.
+        if names.contains(name.text()) {
+            errors.push(Error::duplicate(&name.path, name.text()));
+        } else if !name.is_empty() {
+            names.insert(name.text());
+        }
         // Init containers run one after the other, so that each may use any port; upstream checks each by itself.
         unique_host_ports([container.clone()].into_iter(), &inits, errors);
         if container.child("restartPolicy").is("Always") {
@@ -31,13 +40,6 @@ pub(super) fn validate(pod: &Pod<'_>, errors: &mut Vec<Error>) {
         } else {
             handlers::forbid(&container, errors);
         }
-    }
-}
-
-fn unique_name<'a>(container: &Place<'a>, names: &mut BTreeSet<&'a str>, errors: &mut Vec<Error>) {
-    let name = container.child("name");
-    if !name.is_empty() && !names.insert(name.text()) {
-        errors.push(name.duplicate());
     }
 }
 

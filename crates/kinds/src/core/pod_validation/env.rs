@@ -46,7 +46,7 @@ fn value_from(from: &Place<'_>, has_value: bool, errors: &mut Vec<Error>) {
         field_reference(&field, VARIABLE_FIELDS, errors);
     }
     if resource.is_set() {
-        resource_reference(&resource, errors);
+        resource_reference(&resource, false, errors);
     }
     for selector in [&config, &secret].into_iter().filter(|selector| selector.is_set()) {
         selector.child("name").keep(names::is_dns1123_subdomain, errors);
@@ -77,14 +77,11 @@ pub(super) fn field_reference(reference: &Place<'_>, offered: &[&str], errors: &
             let rule = match of {
                 "metadata.annotations" => names::is_qualified_name(&key.to_lowercase()),
                 "metadata.labels" => names::is_qualified_name(key),
-                _ if is_convertible(of) => {
-                    return errors.push(Error::invalid(&reference.path, of, "does not support subscript"));
-                }
-                _ => return errors.push(unknown_label(&path, path.text())),
+                _ => return errors.push(inconvertible(&path, "does not support subscript")),
             };
             errors.extend(rule.into_iter().map(|message| Error::invalid(&reference.path, key, message)));
         }
-        None if !is_convertible(path.text()) => errors.push(unknown_label(&path, path.text())),
+        None if !is_convertible(path.text()) => errors.push(inconvertible(&path, "not supported")),
         None if !offered.contains(&path.text()) => errors.push(path.not_supported(offered)),
         None => {}
     }
@@ -98,8 +95,8 @@ fn is_convertible(path: &str) -> bool {
     ) || VARIABLE_FIELDS.contains(&path)
 }
 
-fn unknown_label(path: &Place<'_>, label: &str) -> Error {
-    path.invalid(format!("error converting fieldPath: field label not supported: {label}"))
+fn inconvertible(path: &Place<'_>, why: &str) -> Error {
+    path.invalid(format!("error converting fieldPath: field label {why}: {}", path.text()))
 }
 
 /// `metadata.labels['key']` as path and key.
@@ -107,10 +104,14 @@ fn subscripted(path: &str) -> Option<(&str, &str)> {
     path.strip_suffix("']")?.split_once("['").filter(|(of, _)| !of.is_empty())
 }
 
-pub(super) fn resource_reference(reference: &Place<'_>, errors: &mut Vec<Error>) {
+/// In a volume the container has to be named; a variable's is its own.
+pub(super) fn resource_reference(reference: &Place<'_>, in_volume: bool, errors: &mut Vec<Error>) {
+    let container = reference.child("containerName");
     let (resource, divisor) = (reference.child("resource"), reference.child("divisor"));
     let huge = resource.text().split_once('.').is_some_and(|(_, name)| name.starts_with("hugepages-"));
-    if resource.is_empty() {
+    if in_volume && container.is_empty() {
+        errors.push(container.required(""));
+    } else if resource.is_empty() {
         errors.push(resource.required(""));
     } else if !RESOURCES.contains(&resource.text()) && !huge {
         errors.push(resource.not_supported(RESOURCES));

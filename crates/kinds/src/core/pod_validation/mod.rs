@@ -167,6 +167,7 @@ fn pod_spec(spec: &Place<'_>, is_pod: bool) -> Vec<Error> {
         errors.push(os.child("name").required(""));
     }
     errors.extend(pod_support::check(spec));
+    volumes::refuse_disk_limits(&spec.child("volumes"), &mut errors);
     errors
 }
 

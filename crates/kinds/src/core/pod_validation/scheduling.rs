@@ -22,7 +22,7 @@ pub(super) fn affinity(affinity: &Place<'_>, errors: &mut Vec<Error>) {
     for preferred in node.child("preferredDuringSchedulingIgnoredDuringExecution").items() {
         let weight = preferred.child("weight");
         if !(1..=100).contains(&weight.number()) {
-            errors.push(weight.invalid("must be in the range 1-100"));
+            errors.push(Error::invalid(&weight.path, weight.number(), "must be in the range 1-100"));
         }
         term(&preferred.child("preference"), false, errors);
     }
@@ -52,7 +52,7 @@ fn expression(requirement: &Place<'_>, check_values: bool, errors: &mut Vec<Erro
             errors.push(values.required("must be specified single value when `operator` is 'Lt' or 'Gt'"));
         }
         "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-        _ => errors.push(operator.invalid("not a valid selector operator")),
+        _ => errors.push(Error::invalid(&operator.path, operator.text(), "not a valid selector operator")),
     }
     errors.extend(selector::validate_label_name(key.text(), &key.path));
     if check_values {
@@ -71,14 +71,14 @@ fn field(requirement: &Place<'_>, errors: &mut Vec<Error>) {
             errors.push(values.required(detail));
         }
         "In" | "NotIn" => {}
-        _ => errors.push(operator.invalid("not a valid selector operator")),
+        _ => errors.push(Error::invalid(&operator.path, operator.text(), "not a valid selector operator")),
     }
     if key.is("metadata.name") {
         for value in values.items() {
             value.keep(names::is_dns1123_subdomain, errors);
         }
     } else {
-        errors.push(key.invalid("not a valid field selector key"));
+        errors.push(Error::invalid(&key.path, key.text(), "not a valid field selector key"));
     }
 }
 
@@ -125,7 +125,7 @@ pub(super) fn gates(gates: &Place<'_>, errors: &mut Vec<Error>) {
         let at = Place::new(gate.child("name").value, gate.path.clone());
         at.keep(names::is_qualified_name, errors);
         if !seen.insert(name) {
-            errors.push(at.duplicate());
+            errors.push(Error::duplicate(&at.path, name));
         }
     }
 }

@@ -74,13 +74,19 @@ fn empty_dir(dir: &Place<'_>, errors: &mut Vec<Error>) {
         Ok(amount) if amount.is_negative() => {
             errors.push(limit.forbidden("SizeLimit field must be a valid resource quantity"));
         }
-        Ok(amount) if !amount.is_zero() && !dir.child("medium").is("Memory") => {
-            let why = "the size of an emptyDir on disk is not limited; use medium Memory, or leave the limit out";
-            errors.push(pod_support::refusal(&limit, why));
-        }
         Ok(_) => {}
         Err(error) => errors.push(limit.invalid(error.to_string())),
     }
+}
+
+/// What `pod_support` refuses, and cannot tell from the field alone.
+pub(super) fn refuse_disk_limits(volumes: &Place<'_>, errors: &mut Vec<Error>) {
+    let why = "the size of an emptyDir on disk is not limited; use medium Memory, or leave the limit out";
+    let on_disk =
+        volumes.items().map(|volume| volume.child("emptyDir")).filter(|dir| !dir.child("medium").is("Memory"));
+    let limits = on_disk.map(|dir| dir.child("sizeLimit"));
+    let set = limits.filter(|limit| Quantity::from_json(limit.value).is_ok_and(|amount| !amount.is_zero()));
+    errors.extend(set.map(|limit| pod_support::refusal(&limit, why)));
 }
 
 fn host_path(host: &Place<'_>, errors: &mut Vec<Error>) {
@@ -134,11 +140,7 @@ fn downward_file(file: &Place<'_>, errors: &mut Vec<Error>) {
             errors.push(Error::invalid(&file.path, "resource", detail));
         }
     } else if resource.is_set() {
-        if resource.child("containerName").is_empty() {
-            errors.push(resource.child("containerName").required(""));
-        } else {
-            resource_reference(&resource, errors);
-        }
+        resource_reference(&resource, true, errors);
     } else {
         errors.push(file.required("one of fieldRef and resourceFieldRef is required"));
     }
@@ -223,7 +225,7 @@ pub(super) fn mounts(container: &Place<'_>, pod: &Pod<'_>, errors: &mut Vec<Erro
         }
         path.must_be_set(errors);
         if !paths.insert(path.text()) {
-            errors.push(path.invalid("must be unique"));
+            errors.push(Error::invalid(&path.path, path.text(), "must be unique"));
         }
         // Upstream's paths of the following leave the index out.
         let at = |field: &str| Place::new(mount.child(field).value, mounts.path.child(field));
@@ -252,10 +254,12 @@ fn missing_volume(name: &Place<'_>, pod: &Pod<'_>) -> Error {
         // It exists, and is wrong itself; that error says so.
         return error;
     }
-    let volumes = pod.volume_names.iter().copied();
-    let close =
-        volumes.filter(|volume| distance(volume, name.text()) <= 2).min_by_key(|volume| distance(volume, name.text()));
-    let unused: Vec<&str> = pod.volume_names.iter().copied().filter(|volume| !mounted.contains(volume)).collect();
+    let volumes = pod.volume_names.iter().copied().filter(|volume| !volume.is_empty());
+    let close = volumes
+        .clone()
+        .filter(|volume| distance(volume, name.text()) <= 2)
+        .min_by_key(|volume| distance(volume, name.text()));
+    let unused: Vec<&str> = volumes.clone().filter(|volume| !mounted.contains(volume)).collect();
     let unused = match unused.as_slice() {
         [one] => Some(*one),
         _ => None,
