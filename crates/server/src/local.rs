@@ -16,7 +16,7 @@ use crate::admit::Warnings;
 use crate::http::body::FieldValidation;
 use crate::http::write;
 use crate::identity::{self, User};
-use crate::path::{Attributes, Resource};
+use crate::path::{Attributes, Resource, selected_name};
 use crate::registry::catalog::Served;
 use crate::registry::delete::{Deleted, Options};
 use crate::registry::select::Selection;
@@ -233,6 +233,7 @@ impl Transport for Local {
                 version: scope.version.to_owned(),
                 resource: scope.resource.resource.to_string(),
                 namespace: namespace.clone(),
+                name: selected_name(&scope.field_selector).unwrap_or_default().to_owned(),
                 field_selector: scope.field_selector,
                 label_selector: scope.label_selector,
                 ..Resource::default()

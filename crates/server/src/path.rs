@@ -118,7 +118,7 @@ impl Attributes {
 }
 
 /// The one name that a field selector admits, when it is written as `metadata.name=NAME`.
-fn selected_name(selector: &str) -> Option<&str> {
+pub(crate) fn selected_name(selector: &str) -> Option<&str> {
     selector
         .split(',')
         .filter_map(|term| term.strip_prefix("metadata.name="))
@@ -159,7 +159,7 @@ fn form_decoded(text: &str) -> String {
 }
 
 /// Resolves `%XX`; what is not valid stays as it is.
-fn decoded(text: &str) -> Cow<'_, str> {
+pub(crate) fn decoded(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return text.into();
     }
