@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod admit;
 pub mod allocate;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;
@@ -13,6 +14,7 @@ pub mod health;
 pub mod hooks;
 pub mod http;
 pub mod identity;
+pub mod impersonate;
 pub mod local;
 pub mod node;
 pub mod openapi;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admit::Chain;
+use crate::audit::Audit;
 use crate::discovery::Discovery;
 use crate::hooks::{Absent, Allocator, Clock, NodeDialer, Reviewer, Rng, TokenIssuer};
 use crate::http::stream::Encodings;
@@ -37,6 +38,7 @@ pub struct ServerConfig {
     pub node_dialer: Arc<dyn NodeDialer>,
     pub clock: Clock,
     pub rng: Rng,
+    pub audit: Option<Arc<dyn Audit>>,
     pub ready: BTreeMap<&'static str, Check>,
     /// `HOST:PORT` at which clients reach this server, for discovery.
     pub advertised: String,
@@ -66,6 +68,7 @@ impl ServerConfig {
             node_dialer: Arc::new(Absent),
             clock,
             rng,
+            audit: None,
             ready: BTreeMap::new(),
             advertised: "127.0.0.1:6443".to_owned(),
             shutdown: CancellationToken::new(),
@@ -78,6 +81,7 @@ pub struct Server {
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) node_dialer: Arc<dyn NodeDialer>,
+    pub(crate) audit: Option<Arc<dyn Audit>>,
     pub(crate) ready: BTreeMap<&'static str, Check>,
     pub(crate) discovery: Discovery,
     pub(crate) openapi: OpenApi,
@@ -106,6 +110,7 @@ impl Server {
             authenticator: config.authenticator,
             authorizer: config.authorizer,
             node_dialer: config.node_dialer,
+            audit: config.audit,
             ready: config.ready,
             encodings: Arc::default(),
             shutdown: config.shutdown,

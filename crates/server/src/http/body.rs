@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
 
+use super::protobuf;
 use crate::admit::Warnings;
 use crate::path::Query;
 
@@ -61,8 +62,8 @@ where
 /// Parses a body by its media type.
 ///
 /// # Errors
-/// 415 for other media types than JSON and YAML, 400 for a body that is not what it says.
-pub fn parse(media_type: &str, body: &[u8]) -> Result<Parsed, Status> {
+/// 415 for other media types than JSON, YAML and, with a type, protobuf; 400 for a body that is not what it says.
+pub fn parse(media_type: &str, body: &[u8], schema: Option<Type<'_>>) -> Result<Parsed, Status> {
     match media_type {
         "application/json" => json::parse(body).map_err(|error| {
             Status::bad_request(format!(
@@ -70,8 +71,13 @@ pub fn parse(media_type: &str, body: &[u8]) -> Result<Parsed, Status> {
             ))
         }),
         "application/yaml" => parse_yaml(body),
+        protobuf::MEDIA_TYPE if let Some(of) = schema => {
+            let value = protobuf::decode(body, of)
+                .map_err(|error| Status::bad_request(format!("the object provided is unrecognized: {error}")))?;
+            Ok(Parsed { value, duplicates: Vec::new() })
+        }
         _ => Err(Status::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }

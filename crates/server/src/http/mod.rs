@@ -3,6 +3,7 @@
 pub mod body;
 pub mod listen;
 pub mod negotiate;
+pub mod protobuf;
 pub mod reply;
 pub mod route;
 pub mod stream;

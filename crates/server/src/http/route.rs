@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use api::status::Status;
 use futures_util::FutureExt;
+use http::header::USER_AGENT;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -20,9 +21,11 @@ use super::negotiate::{self, Form, Format};
 use super::reply::{self, Body};
 use super::stream::{self, Sending};
 use crate::admit::Warnings;
+use crate::audit;
 use crate::encode::Include;
 use crate::health;
 use crate::identity::{self, PeerCertificates, User};
+use crate::impersonate;
 use crate::path::{Attributes, Query, Resource, Target};
 use crate::registry::catalog::Served;
 use crate::registry::list::{Refused, When};
@@ -35,6 +38,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Watches without a time-out of their own last this long, and up to as long again.
 const MIN_WATCH: Duration = Duration::from_secs(1800);
+
+/// Served kinds that upstream tells users to leave, by group and resource.
+const DEPRECATED: [(&str, &str, &str); 1] =
+    [("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")];
 
 /// One request on its way.
 pub(crate) struct Exchange<'a> {
@@ -75,9 +82,23 @@ impl Server {
     ) -> Response<Body> {
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
+        let received = self.registry.now();
+        let id = metadata::uuid(&self.registry.rng);
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
         let warnings = Warnings::default();
-        let answer = AssertUnwindSafe(self.answer(&parts, body, upgrade, &certificates, &warnings)).catch_unwind();
-        let mut response = match answer.await {
+        let mut seen = Seen::default();
+        let answer = async {
+            match self.identify(&parts, &certificates, &attributes, &mut seen).await {
+                Ok(user) => {
+                    let exchange =
+                        Exchange { server: self, parts: &parts, query: &query, user: &user, warnings: &warnings };
+                    exchange.answer(&attributes, body, upgrade).await
+                }
+                Err(status) => reply::status(&status),
+            }
+        };
+        let mut response = match AssertUnwindSafe(answer).catch_unwind().await {
             Ok(response) => response,
             Err(_) => {
                 error!(method = %parts.method, path = parts.uri.path(), %peer, "a handler panicked");
@@ -86,39 +107,53 @@ impl Server {
             }
         };
         reply::warn(&mut response, &warnings.take());
-        let id = metadata::uuid(&self.registry.rng);
-        if let Ok(id) = HeaderValue::from_str(&id) {
-            response.headers_mut().insert(HeaderName::from_static("audit-id"), id);
+        if let Some(audit) = &self.audit {
+            let agent = parts.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let event = audit::Event {
+                id: &id,
+                received,
+                answered: self.registry.now(),
+                user: &seen.real,
+                impersonated: seen.acted_as.as_ref(),
+                attributes: &attributes,
+                uri: parts.uri.path_and_query().map_or("", |uri| uri.as_str()),
+                source: peer.ip().to_string(),
+                agent,
+                code: response.status().as_u16(),
+            };
+            if event.is_kept() {
+                audit.record(&event);
+            }
         }
+        let id = HeaderValue::from_str(&id).expect("a uuid is a header value");
+        response.headers_mut().insert(HeaderName::from_static("audit-id"), id);
         response
     }
 
-    async fn answer(
-        self: &Arc<Self>,
+    /// Finds out who asks, as whom, and whether they may.
+    async fn identify(
+        &self,
         parts: &Parts,
-        body: Incoming,
-        upgrade: OnUpgrade,
         certificates: &PeerCertificates,
-        warnings: &Warnings,
-    ) -> Response<Body> {
-        let query = Query::parse(parts.uri.query().unwrap_or_default());
-        let attributes = Attributes::parse(&parts.method, parts.uri.path(), &query);
-        let user = match self.authenticator.authenticate(parts, certificates).await {
-            Ok(user) => user,
-            Err(status) => return reply::status(&status),
-        };
-        if let Err(status) = identity::authorize(&*self.authorizer, &user, &attributes) {
-            return reply::status(&status);
+        attributes: &Attributes,
+        seen: &mut Seen,
+    ) -> Result<User, Status> {
+        let real = self.authenticator.authenticate(parts, certificates).await?;
+        seen.real = real.clone();
+        let user = impersonate::effective(&*self.authorizer, real, &parts.headers)?;
+        if user != seen.real {
+            seen.acted_as = Some(user.clone());
         }
-        let exchange = Exchange { server: self, parts, query: &query, user: &user, warnings };
-        match &attributes.target {
-            Target::Path(path) => exchange.outside(path),
-            Target::Resource(path) => match exchange.resource(&attributes.verb, path, body, upgrade).await {
-                Ok(response) | Err(Stop::Answered(response)) => response,
-                Err(Stop::Refused(status)) => reply::status(&status),
-            },
-        }
+        identity::authorize(&*self.authorizer, &user, attributes)?;
+        Ok(user)
     }
+}
+
+/// What audit wants to know of a request's identity.
+#[derive(Default)]
+struct Seen {
+    real: User,
+    acted_as: Option<User>,
 }
 
 /// Why a handler ended early.
@@ -140,6 +175,16 @@ impl From<Refused> for Stop {
 }
 
 impl Exchange<'_> {
+    async fn answer(&self, attributes: &Attributes, body: Incoming, upgrade: OnUpgrade) -> Response<Body> {
+        match &attributes.target {
+            Target::Path(path) => self.outside(path),
+            Target::Resource(path) => match self.resource(&attributes.verb, path, body, upgrade).await {
+                Ok(response) | Err(Stop::Answered(response)) => response,
+                Err(Stop::Refused(status)) => reply::status(&status),
+            },
+        }
+    }
+
     /// Paths that name no resource.
     fn outside(&self, path: &str) -> Response<Body> {
         if self.parts.method != Method::GET && self.parts.method != Method::HEAD {
@@ -207,6 +252,11 @@ impl Exchange<'_> {
             "" => None,
             name => Some(served.subresource(name).ok_or_else(Status::no_such_resource)?),
         };
+        for (group, resource, text) in DEPRECATED {
+            if path.group == group && path.resource == resource {
+                self.warnings.add(text);
+            }
+        }
         let endpoint = Endpoint { served, subresource, path };
         let namespaced = !path.namespace.is_empty();
         let is_namespace = served.kind.names.resource.group.is_empty() && path.resource == "namespaces";

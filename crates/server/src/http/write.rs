@@ -203,7 +203,7 @@ impl Exchange<'_> {
     ) -> Result<Value, Status> {
         let media_type = negotiate::content_type(&self.parts.headers);
         let bytes = body::read(body).await?;
-        body::conform(body::parse(&media_type, &bytes)?, expected, validation, self.warnings)
+        body::conform(body::parse(&media_type, &bytes, expected.schema)?, expected, validation, self.warnings)
     }
 
     async fn patch(&self, body: Incoming) -> Result<Patch, Status> {
@@ -222,7 +222,8 @@ impl Exchange<'_> {
     async fn delete_options(&self, body: Incoming) -> Result<Options, Status> {
         let bytes = body::read(body).await?;
         if !bytes.is_empty() {
-            let parsed = body::parse(&negotiate::content_type(&self.parts.headers), &bytes)?;
+            let of = kinds::schema::get("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+            let parsed = body::parse(&negotiate::content_type(&self.parts.headers), &bytes, of)?;
             return Options::parse(&parsed.value);
         }
         let mut options = json!({});

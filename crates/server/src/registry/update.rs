@@ -76,7 +76,11 @@ impl Registry {
                 Ok(current) => current.clone(),
                 Err(not_found) => match &change {
                     Change::Replace(object) if kind.create_on_update && subresource.is_empty() => {
-                        return self.create_by_put(at, object.clone(), by).await;
+                        match self.create_by_put(at, object.clone(), by).await {
+                            // Somebody else was first: update theirs.
+                            Err(status) if status.is_already_exists() => continue,
+                            created => return created,
+                        }
                     }
                     _ => return Err(not_found),
                 },

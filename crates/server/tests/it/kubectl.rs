@@ -1,13 +1,25 @@
-//! What a user types.
+//! What a user types, and what kubectl makes of the answers.
+
+use serde_json::json;
 
 use crate::cluster::Cluster;
 
-async fn run(cluster: &Cluster, line: &str, stdin: &str) -> (bool, String) {
+/// Runs a command line and returns what it printed.
+async fn run(cluster: &Cluster, line: &str, stdin: &str) -> String {
     let arguments: Vec<&str> = line.split(' ').collect();
     let output = cluster.kubectl(&arguments, stdin).await;
     let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
     eprintln!("$ kubectl {line}\n{text}");
-    (output.status.success(), text)
+    text
+}
+
+async fn check(cluster: &Cluster, line: &str, stdin: &str, expected: &str) {
+    assert_eq!(run(cluster, line, stdin).await.trim_end(), expected, "kubectl {line}");
+}
+
+async fn shows(cluster: &Cluster, line: &str, expected: &str) {
+    let text = run(cluster, line, "").await;
+    assert!(text.contains(expected), "kubectl {line} shows no {expected:?}:\n{text}");
 }
 
 const DEPLOYMENT: &str = "
@@ -25,25 +37,109 @@ spec:
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn applies_shows_changes_and_deletes() {
+async fn applies_and_changes() {
     let cluster = Cluster::start().await;
-    let (ok, text) = run(&cluster, "apply -f -", DEPLOYMENT).await;
-    assert!(ok && text == "deployment.apps/web created\n", "{text}");
-    let (_, text) = run(&cluster, "apply -f -", DEPLOYMENT).await;
-    assert_eq!(text, "deployment.apps/web unchanged\n");
-    let (_, text) = run(&cluster, "apply -f -", &DEPLOYMENT.replace("replicas: 2", "replicas: 3")).await;
-    assert_eq!(text, "deployment.apps/web configured\n");
-    let (_, text) = run(&cluster, "get deploy -o wide", "").await;
-    assert!(text.contains("web    0/3     0            0"), "{text}");
-    let (_, text) = run(&cluster, "get deploy web -o jsonpath={.spec.replicas}", "").await;
-    assert_eq!(text, "3");
-    run(&cluster, "api-resources", "").await;
-    run(&cluster, "version", "").await;
-    run(&cluster, "describe deploy web", "").await;
-    run(&cluster, "scale deploy web --replicas=5", "").await;
-    run(&cluster, "label deploy web a=b", "").await;
-    run(&cluster, "patch deploy web -p {\"spec\":{\"replicas\":1}}", "").await;
-    run(&cluster, "explain deploy.spec.replicas", "").await;
-    run(&cluster, "diff -f -", DEPLOYMENT).await;
-    run(&cluster, "delete deploy web", "").await;
+    check(&cluster, "apply -f -", DEPLOYMENT, "deployment.apps/web created").await;
+    check(&cluster, "apply -f -", DEPLOYMENT, "deployment.apps/web unchanged").await;
+    check(&cluster, "apply -f -", &DEPLOYMENT.replace("replicas: 2", "replicas: 3"), "deployment.apps/web configured")
+        .await;
+    check(&cluster, "get deploy web -o jsonpath={.spec.replicas}", "", "3").await;
+    check(&cluster, "scale deploy web --replicas=5", "", "deployment.apps/web scaled").await;
+    check(&cluster, "label deploy web tier=front", "", "deployment.apps/web labeled").await;
+    check(&cluster, "annotate deploy web a=b", "", "deployment.apps/web annotated").await;
+    check(&cluster, "set image deploy/web web=example.com/web:2", "", "deployment.apps/web image updated").await;
+    check(&cluster, "rollout restart deploy/web", "", "deployment.apps/web restarted").await;
+    check(&cluster, "patch deploy web -p {\"spec\":{\"replicas\":1}}", "", "deployment.apps/web patched").await;
+    check(&cluster, "patch deploy web --type=merge -p {\"spec\":{\"paused\":true}}", "", "deployment.apps/web patched")
+        .await;
+    let patch = "[{\"op\":\"remove\",\"path\":\"/spec/paused\"}]";
+    check(&cluster, &format!("patch deploy web --type=json -p {patch}"), "", "deployment.apps/web patched").await;
+    let text = run(&cluster, "diff -f -", DEPLOYMENT).await;
+    assert!(text.contains("-  replicas: 1\n+  replicas: 2"), "{text}");
+    check(&cluster, "apply --dry-run=server -f -", DEPLOYMENT, "deployment.apps/web configured (server dry run)").await;
+    check(
+        &cluster,
+        "replace --force -f -",
+        DEPLOYMENT,
+        "deployment.apps \"web\" deleted\ndeployment.apps/web replaced",
+    )
+    .await;
+    check(&cluster, "delete -f -", DEPLOYMENT, "deployment.apps \"web\" deleted").await;
+    let wrong = DEPLOYMENT.replace("image:", "imagge:");
+    let text = run(&cluster, "apply -f -", &wrong).await;
+    assert!(
+        text.contains("strict decoding error: unknown field \"spec.template.spec.containers[0].imagge\""),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shows_what_there_is() {
+    let cluster = Cluster::start().await;
+    run(&cluster, "apply -f -", DEPLOYMENT).await;
+    shows(&cluster, "get deploy -o wide", "web    0/2     0            0").await;
+    shows(&cluster, "get deploy -A", "default     web").await;
+    shows(&cluster, "get deploy web -o yaml", "  progressDeadlineSeconds: 600").await;
+    shows(&cluster, "get deploy -o name", "deployment.apps/web").await;
+    shows(&cluster, "get deploy -o custom-columns=N:.metadata.name", "N\nweb").await;
+    shows(&cluster, "get all --show-labels", "deployment.apps/web").await;
+    shows(&cluster, "get deploy -l app=web --sort-by=.metadata.name", "web").await;
+    shows(&cluster, "get deploy --chunk-size=1", "web").await;
+    shows(&cluster, "get pods", "No resources found in default namespace.").await;
+    shows(&cluster, "get pod nothing", "Error from server (NotFound): pods \"nothing\" not found").await;
+    shows(&cluster, "get nonsense", "error: the server doesn't have a resource type \"nonsense\"").await;
+    shows(&cluster, "describe deploy web", "StrategyType:           RollingUpdate").await;
+    shows(&cluster, "rollout history deploy/web", "deployment.apps/web").await;
+    shows(&cluster, "explain deploy.spec.replicas", "FIELD: replicas <integer>").await;
+    shows(&cluster, "explain pod --recursive", "terminationGracePeriodSeconds\t<integer>").await;
+    shows(&cluster, "explain pod.spec.containers.resources.limits", "<map[string]Quantity>").await;
+    shows(&cluster, "api-resources --namespaced=false", "priorityclasses").await;
+    shows(&cluster, "api-versions", "networking.k8s.io/v1").await;
+    shows(&cluster, "version", "Server Version: v1.37.2+coracle.0").await;
+    shows(&cluster, "get --raw /readyz?verbose", "readyz check passed").await;
+    shows(&cluster, "get endpoints", "Warning: v1 Endpoints is deprecated in v1.33+").await;
+    shows(
+        &cluster,
+        "wait deploy/web --for=jsonpath={.spec.replicas}=2 --timeout=5s",
+        "deployment.apps/web condition met",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn makes_things_by_name() {
+    let cluster = Cluster::start().await;
+    check(&cluster, "create namespace other", "", "namespace/other created").await;
+    check(&cluster, "create configmap c --from-literal=a=b -n other", "", "configmap/c created").await;
+    check(&cluster, "create secret generic s --from-literal=a=b", "", "secret/s created").await;
+    check(&cluster, "get secret s -o jsonpath={.data.a}", "", "Yg==").await;
+    check(&cluster, "create serviceaccount robot", "", "serviceaccount/robot created").await;
+    check(&cluster, "create role r --verb=get --resource=pods", "", "role.rbac.authorization.k8s.io/r created").await;
+    check(&cluster, "run p --image=example.com/a:1 --restart=Never", "", "pod/p created").await;
+    check(&cluster, "expose pod p --port=80", "", "service/p exposed").await;
+    check(&cluster, "delete pod p --now", "", "pod \"p\" deleted").await;
+    check(&cluster, "delete configmap --all -n other", "", "configmap \"c\" deleted").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_an_object() {
+    let cluster = Cluster::start().await;
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+        "reason": "Tested", "message": "hello", "type": "Normal", "source": {"component": "test"}});
+    cluster.post("/api/v1/namespaces/default/events", &event).await;
+    shows(&cluster, "events", "hello").await;
+    shows(&cluster, "get events --field-selector=involvedObject.name=p", "Tested").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_until_it_has_seen_enough() {
+    let cluster = Cluster::start().await;
+    run(&cluster, "apply -f -", DEPLOYMENT).await;
+    let scaled = async {
+        // The watch has begun when its first rows are out; a change before that is in them.
+        check(&cluster, "scale deploy web --replicas=4", "", "deployment.apps/web scaled").await;
+    };
+    let arguments = "wait deploy/web --for=jsonpath={.spec.replicas}=4 --timeout=20s";
+    let (text, ()) = tokio::join!(run(&cluster, arguments, ""), scaled);
+    assert_eq!(text, "deployment.apps/web condition met\n");
 }

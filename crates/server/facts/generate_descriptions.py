@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes descriptions-1.37.tsv.gz, the texts that `kubectl explain` shows.
 
-usage: generate.py DIRECTORY
+usage: generate_descriptions.py DIRECTORY
 
 DIRECTORY is api/openapi-spec/v3 of kubernetes v1.37.2 (Apache-2.0). The table has a line for each type that the server's
 kinds reach, `TYPE<tab>DESCRIPTION`, and below it a line for each field, `<tab>FIELD<tab>DESCRIPTION`. Tabs and line breaks
