@@ -105,6 +105,9 @@ pub enum StoreError {
     Io { context: String, source: io::Error },
     #[error("image store {path:?} has format {found}, this release reads {FORMAT}; its content is left as it is")]
     Format { path: PathBuf, found: String },
+    /// Only a disk that loses what was synced, or an editor, brings this about.
+    #[error("the list of images {path:?} is damaged: {source}")]
+    Damaged { path: PathBuf, source: serde_json::Error },
     #[error("image {0:?} is not on this node")]
     NoSuchImage(String),
 }
@@ -156,7 +159,7 @@ impl ImageStore {
         let dir = fs::canonicalize(dir).map_err(io)?;
         let layers = Arc::new(Layers::new(&dir, unpacker));
         let inner = Inner { dir, registries, http: Http::default(), layers, state: Mutex::default() };
-        inner.read_list(&mut inner.state())?; // an unknown format is refused before anything is touched
+        inner.read_or_set_aside_list()?; // an unknown format is refused before anything is touched
         inner.layers.open().map_err(io)?;
         inner.verify_after_crash().map_err(io)?;
         inner.state().read_from = None;
@@ -413,13 +416,16 @@ impl Inner {
         if state.read_from == Some(version) {
             return Ok(());
         }
-        let value: serde_json::Value =
-            serde_json::from_reader(io::BufReader::new(file)).map_err(|error| io(error.into()))?;
+        let damaged = |source: serde_json::Error| match source.is_io() {
+            true => io(source.into()),
+            false => StoreError::Damaged { path: path.clone(), source },
+        };
+        let value: serde_json::Value = serde_json::from_reader(io::BufReader::new(file)).map_err(damaged)?;
         if value.get("format").and_then(serde_json::Value::as_u64) != Some(FORMAT.into()) {
             let found = value.get("format").map_or_else(|| "unknown".to_owned(), ToString::to_string);
             return Err(StoreError::Format { path: self.dir.clone(), found });
         }
-        let list: List = serde_json::from_value(value).map_err(|error| io(error.into()))?;
+        let list: List = serde_json::from_value(value).map_err(damaged)?;
         let now = SystemTime::now();
         state.images = list.images.iter().filter_map(|record| self.image(record)).map(Arc::new).collect();
         state.images.sort_by(|a, b| a.id.cmp(&b.id));
@@ -431,6 +437,20 @@ impl Inner {
             uses.entry(image.id.clone()).or_insert(Use { first_seen: now, last_used: now });
         }
         Ok(())
+    }
+
+    /// Images are pulled again; a node that does not start over a lost list helps nobody.
+    fn read_or_set_aside_list(&self) -> Result<(), StoreError> {
+        match self.refresh() {
+            Err(StoreError::Damaged { path, source }) => {
+                let aside = path.with_extension("json.damaged");
+                tracing::error!(error = %source, kept = %aside.display(), "the list of images is damaged; images are pulled again, imported ones must be imported again");
+                let io = |source| StoreError::Io { context: format!("could not set {} aside", path.display()), source };
+                fs::rename(&path, aside).map_err(io)?;
+                self.refresh()
+            }
+            read => read,
+        }
     }
 
     /// None when a layer is missing.

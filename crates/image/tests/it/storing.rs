@@ -85,6 +85,85 @@ async fn a_layer_without_its_marker_does_not_exist() {
 }
 
 #[tokio::test]
+async fn a_damaged_list_is_set_aside() {
+    let mut fixture = Fixture::new();
+    fixture.registry.add("app", "1", &small("x"));
+    fixture.pull("app:1").await.unwrap();
+    std::fs::write(fixture.dir.join("images.json"), "{\"format\": 1, \"ima").unwrap();
+    fixture.reopen();
+    assert!(fixture.store.list().is_empty() && fixture.dir.join("images.json.damaged").exists());
+    fixture.pull("app:1").await.unwrap();
+}
+
+/// One process is killed at ever later moments of its pull; the next one finds whole images or none.
+#[tokio::test]
+async fn a_killed_process_leaves_whole_images_or_none() {
+    const CHILD: &str = "CORACLE_TEST_PULL_IN";
+    if let Ok(place) = std::env::var(CHILD) {
+        let (dir, name) = place.split_once(' ').unwrap();
+        let store = ImageStore::open(dir.as_ref(), Registries::default(), unpacker()).unwrap();
+        store.pull(&name.parse().unwrap(), &[], &image::pull::NoProgress).await.unwrap();
+        return;
+    }
+    let mut fixture = Fixture::new();
+    let content = "0123456789abcdef".repeat(4096);
+    let layer = |number: u32| {
+        let files = (0..40)
+            .fold(Layer::new(), |layer, file| layer.file(&format!("{number}-{file}"), 0o644, content.as_bytes()));
+        files.finish()
+    };
+    for round in 0..12_u32 {
+        let tag = round.to_string();
+        fixture.registry.add(
+            "app",
+            &tag,
+            &BuiltImage::new(json!({}), &[layer(round), layer(round + 100)], Compression::Gzip),
+        );
+        let place = format!("{} {}", fixture.dir.display(), fixture.name(&format!("app:{tag}")));
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "storing::a_killed_process_leaves_whole_images_or_none"])
+            .env(CHILD, place)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(u64::from(round) * 12)).await; // the moment of the crash
+        let _ = child.kill();
+        let _ = child.wait();
+        fixture.reopen();
+        for image in fixture.store.list() {
+            assert_eq!(image.layers.len(), 2);
+            for layer in &image.layers {
+                let files: Vec<_> = std::fs::read_dir(layer).unwrap().map(|entry| entry.unwrap().path()).collect();
+                assert_eq!(files.len(), 40);
+                assert!(files.iter().all(|file| std::fs::read_to_string(file).unwrap() == content));
+            }
+        }
+        fixture.pull(&format!("app:{tag}")).await.unwrap();
+    }
+    // Children that unpacked for the killed process end with their input; what they left goes at the next start.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while fixture.leftovers() > 0 {
+        assert!(std::time::Instant::now() < deadline);
+        fixture.reopen();
+    }
+    assert_eq!(fixture.store.list().len(), 12);
+}
+
+#[tokio::test]
+async fn two_processes_may_pull_the_same_image() {
+    let fixture = Fixture::new();
+    let other = ImageStore::open(&fixture.dir, Registries::default(), unpacker()).unwrap();
+    fixture.registry.add("app", "1", &small("twice"));
+    let name = fixture.name("app:1");
+    let pulls = tokio::join!(
+        fixture.store.pull(&name, &[], &image::pull::NoProgress),
+        other.pull(&name, &[], &image::pull::NoProgress)
+    );
+    assert_eq!(pulls.0.unwrap(), pulls.1.unwrap());
+    fixture.wait_until_clean().await;
+}
+
+#[tokio::test]
 async fn an_unknown_format_is_left_alone() {
     let fixture = Fixture::new();
     let list = fixture.dir.join("images.json");
