@@ -281,7 +281,7 @@ pub(crate) mod tests {
             ARCHITECTURE => architecture,
             offset => {
                 let argument = arguments.get((offset - ARGUMENTS) as usize / 8).copied().unwrap_or(0);
-                if (offset - ARGUMENTS) % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
+                if (offset - ARGUMENTS).is_multiple_of(8) { argument as u32 } else { (argument >> 32) as u32 }
             }
         };
         let (mut at, mut value) = (0, 0);

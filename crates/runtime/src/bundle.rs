@@ -94,7 +94,11 @@ fn validate_spec(spec: &Spec) -> Result<(), Error> {
     if filled(capabilities.map(|sets| sets.ambient())) {
         return refuse("process.capabilities.ambient", "must be empty");
     }
-    let not_built: [(&str, bool); 6] = [
+    let not_built: [(&str, bool); 10] = [
+        ("process.consoleSize", process.console_size().is_some()),
+        ("solaris", spec.solaris().is_some()),
+        ("windows", spec.windows().is_some()),
+        ("vm", spec.vm().is_some()),
         ("process.apparmorProfile", process.apparmor_profile().is_some()),
         ("process.selinuxLabel", process.selinux_label().is_some()),
         ("process.ioPriority", process.io_priority().is_some()),
@@ -174,7 +178,12 @@ pub(crate) fn limits(resources: &LinuxResources) -> Result<Resources, Error> {
     let cpu = resources.cpu().as_ref();
     let memory = resources.memory().as_ref();
     let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
-    let not_built: [(&str, bool); 12] = [
+    let not_built: [(&str, bool); 17] = [
+        ("memory.kernel", memory.and_then(|memory| memory.kernel()).is_some()),
+        ("memory.kernelTCP", memory.and_then(|memory| memory.kernel_tcp()).is_some()),
+        ("memory.disableOOMKiller", memory.and_then(|memory| memory.disable_oom_killer()).unwrap_or(false)),
+        ("cpu.realtimePeriod", cpu.and_then(|cpu| cpu.realtime_period()).is_some()),
+        ("rdma", resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty())),
         ("cpu.period", cpu.and_then(|cpu| cpu.period()).is_some_and(|period| period != crate::plan::CPU_PERIOD)),
         ("cpu.burst", cpu.and_then(|cpu| cpu.burst()).is_some()),
         ("cpu.idle", cpu.and_then(|cpu| cpu.idle()).is_some()),

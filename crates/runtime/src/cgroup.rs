@@ -511,4 +511,64 @@ mod tests {
         assert_eq!(field("oom 1\noom_kill 3\n", "oom_kill"), Some(3));
         assert_eq!(field("total_rss 5\n", "rss"), None);
     }
+
+    /// A version 2 group with a process in it, on whatever version 2 hierarchy there is: a hybrid machine's has no controllers, but
+    /// killing, forking into it and device programs need none.
+    struct Group {
+        cgroups: Cgroups,
+        child: std::process::Child,
+    }
+
+    impl Group {
+        fn new(name: &str, command: &[&str]) -> Group {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("version 2 is mounted");
+            let mount = PathBuf::from(line.split(' ').nth(4).unwrap());
+            let root = PathBuf::from(format!("coracle-cgroup-{}-{name}", std::process::id()));
+            let cgroups = Cgroups { hierarchies: Hierarchies::V2(mount), root };
+            cgroups.make(Path::new("a/b")).unwrap();
+            let mut child = std::process::Command::new(command[0])
+                .args(&command[1..])
+                .stdin(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            cgroups.put_process(Path::new("a/b"), child.id()).unwrap();
+            // The command begins when its input does.
+            io::Write::write_all(child.stdin.as_mut().unwrap(), b"go\n").unwrap();
+            Group { cgroups, child }
+        }
+    }
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            self.cgroups.kill(Path::new("")).unwrap();
+            self.child.wait().unwrap();
+            self.cgroups.remove(Path::new("")).unwrap();
+        }
+    }
+
+    #[test]
+    fn version_2_kills_a_group_with_all_below() {
+        let mut group = Group::new("kill", &["sh", "-c", "read x; sleep 600 & sleep 600"]);
+        group.cgroups.kill(Path::new("a")).unwrap();
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(group.child.wait().unwrap().signal(), Some(9));
+        group.cgroups.remove(Path::new("a")).unwrap();
+        assert_eq!(group.cgroups.processes(Path::new("a")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn version_2_opens_only_allowed_devices() {
+        let open = |allow: bool| {
+            let name = if allow { "devices-yes" } else { "devices-no" };
+            let mut group = Group::new(name, &["sh", "-c", "read x; read y; : < /dev/full"]);
+            let rule = DeviceRule { allow, kind: 'c', major: Some(1), minor: Some(7), access: "rwm".to_owned() };
+            group.cgroups.limit_devices(Path::new("a/b"), &[rule]).unwrap();
+            io::Write::write_all(group.child.stdin.as_mut().unwrap(), b"go\n").unwrap();
+            group.child.wait().unwrap().success()
+        };
+        assert!(open(true));
+        assert!(!open(false));
+    }
 }

@@ -109,7 +109,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::UnknownPod`].
     pub fn netns(&self, pod: &str) -> Result<Option<OwnedFd>, Error> {
-        let network = self.pod(pod)?.network.as_ref().map(OwnedFd::try_clone).transpose();
+        let network = self.pod(pod)?.network.get().map(OwnedFd::try_clone).transpose();
         network.map_err(io_error(format!("duplicate the network namespace of pod {pod}")))
     }
 

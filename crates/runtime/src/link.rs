@@ -117,11 +117,6 @@ impl Link {
     pub(crate) async fn hello(&self) -> Result<Welcome, Error> {
         let (answer, mut fds) = self.prompt(Op::Hello { version: VERSION }).await?;
         let Answer::Welcome { containers, .. } = answer else { return Err(self.dead()) };
-        for (id, state) in &containers {
-            if let ContainerState::Running { .. } = state {
-                locked(&self.running).insert(id.clone());
-            }
-        }
         Ok(Welcome { containers, network: fds.pop() })
     }
 
@@ -186,7 +181,7 @@ impl Link {
         }
     }
 
-    /// Reads what the shim says until the connection ends. Not cancellation safe only in that nobody reads afterwards.
+    /// Reads what the shim says until the connection ends. Not cancellation safe: an exit may be lost.
     pub(crate) async fn serve(&self, events: &mpsc::Sender<Event>) -> End {
         let socket = self.socket();
         let mut buffer = vec![0; MAX_MESSAGE];
@@ -214,8 +209,17 @@ impl Link {
         match message {
             Message::Reply { seq, result } => {
                 let Some(pending) = locked(&self.pending).remove(&seq) else { return };
-                if let (Some(id), Ok(_)) = (pending.starts, &result) {
-                    locked(&self.running).insert(id);
+                // Here and not where the reply is awaited: the next message may be the end of what runs.
+                match (&result, pending.starts) {
+                    (Ok(Answer::Welcome { containers, .. }), _) => {
+                        let is_running = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
+                        let running = containers.iter().filter(|(_, state)| is_running(state));
+                        locked(&self.running).extend(running.map(|(id, _)| id.clone()));
+                    }
+                    (Ok(_), Some(id)) => {
+                        locked(&self.running).insert(id);
+                    }
+                    (Ok(_), None) | (Err(_), _) => {}
                 }
                 // The caller may have been cancelled.
                 pending.reply.send((result, fds)).ok();

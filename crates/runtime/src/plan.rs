@@ -87,8 +87,10 @@ pub struct ContainerPlan {
     pub id: String,
     pub name: String,
     pub attempt: u32,
-    /// The OCI configuration. `root.path` is ignored in favour of `rootfs`; `linux.namespaces` and `linux.cgroupsPath` are set by
-    /// the runtime from the pod. Stored beside the plan, as `config.json`. Hooks, user namespaces, Intel RDT and the like are refused by name, never ignored.
+    /// The OCI configuration. `root.path` is ignored in favour of `rootfs`; `hostname`, `linux.namespaces` and `linux.cgroupsPath`
+    /// are the pod's, set by the runtime. Hooks, user namespaces, Intel RDT and the like are refused by name, never ignored. A bind
+    /// with the option `x-coracle.subpath=PATH` is of that path inside its source, which it cannot leave. A tmpfs on `/dev/shm` with
+    /// source `shm` is the pod's shared memory. Stored beside the plan, as `config.json`.
     #[serde(skip)]
     pub spec: Spec,
     pub rootfs: Rootfs,

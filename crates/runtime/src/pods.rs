@@ -8,11 +8,13 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::cgroup::Cgroups;
 use crate::link::{End, Link, Welcome};
@@ -58,9 +60,10 @@ pub(crate) struct PodHandle {
     /// Its cgroup, below the root.
     pub group: PathBuf,
     pub link: Link,
-    pub network: Option<OwnedFd>,
+    /// Set when the shim has answered, unless the pod has the host's.
+    pub network: OnceLock<OwnedFd>,
     /// Set when the end of the shim is wanted.
-    pub removing: std::sync::atomic::AtomicBool,
+    pub removing: AtomicBool,
 }
 
 impl PodHandle {
@@ -212,49 +215,44 @@ impl Runtime {
         .await
     }
 
-    /// Asks a shim for its state and takes the pod in.
+    /// Takes a pod in and asks its shim for its state.
     async fn welcome(
         &self,
         plan: PodPlan,
         directory: PathBuf,
         link: Link,
     ) -> Result<(Arc<PodHandle>, Vec<(String, ContainerState)>), Error> {
-        let group = group(plan.qos, &plan.uid);
-        let mut handle = PodHandle {
+        let (uid, group) = (plan.uid.clone(), group(plan.qos, &plan.uid));
+        let handle = Arc::new(PodHandle {
             plan,
             directory,
             group,
             link,
-            network: None,
-            removing: std::sync::atomic::AtomicBool::default(),
-        };
-        // The reply arrives only while the connection is served, and the handle is not shared before it is complete.
-        let (quiet, _discarded) = mpsc::channel(1);
-        let welcome = tokio::select! {
-            welcome = handle.link.hello() => welcome,
-            _ = handle.link.serve(&quiet) => Err(Error::Shim(handle.plan.uid.clone())),
-        };
-        let Welcome { containers, network } = match welcome {
-            Ok(welcome) => welcome,
+            network: OnceLock::new(),
+            removing: AtomicBool::default(),
+        });
+        self.pods().insert(uid.clone(), handle.clone());
+        {
+            let mut tasks = self.tasks();
+            // Tasks end with their shims: collect what has ended.
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(watch(handle.clone(), self.inner.events.clone(), self.inner.cgroups.clone()));
+        }
+        match handle.link.hello().await {
+            Ok(Welcome { containers, network }) => {
+                if let Some(network) = network {
+                    handle.network.set(network).ok();
+                }
+                Ok((handle, containers))
+            }
             Err(error) => {
+                handle.removing.store(true, Ordering::Release);
                 handle.link.kill();
                 handle.link.death().await;
-                return Err(shim_error(&handle.directory, error));
+                self.pods().remove(&uid);
+                Err(shim_error(&handle.directory, error))
             }
-        };
-        handle.network = network;
-        let handle = Arc::new(handle);
-        self.take_in(handle.clone());
-        Ok((handle, containers))
-    }
-
-    fn take_in(&self, handle: Arc<PodHandle>) {
-        self.pods().insert(handle.plan.uid.clone(), handle.clone());
-        let (events, cgroups) = (self.inner.events.clone(), self.inner.cgroups.clone());
-        let mut tasks = self.tasks();
-        // Tasks end with their shims: collect what has ended.
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(watch(handle, events, cgroups));
+        }
     }
 
     /// Finds the pods of an earlier main process. Half-made pods, and pods whose shim is dead, are removed.
@@ -266,14 +264,24 @@ impl Runtime {
     pub async fn adopt(&self) -> Result<Vec<AdoptedPod>, Error> {
         let entries =
             fs::read_dir(&self.inner.config.run_dir).map_err(io_error("read the run directory".to_owned()))?;
-        let mut adopted = Vec::new();
+        let mut found = JoinSet::new();
         for entry in entries {
             let entry = entry.map_err(io_error("read the run directory".to_owned()))?;
             let Ok(uid) = entry.file_name().into_string() else { continue };
-            match self.adopt_one(&uid, entry.path()).await {
-                Ok(Some(pod)) => adopted.push(pod),
-                Ok(None) => tracing::info!(pod = uid, "removed what was left of a pod"),
-                Err(error) => tracing::warn!(pod = uid, %error, "could not adopt a pod"),
+            let runtime = self.clone();
+            // Each on its own: a shim that does not answer delays the others not.
+            found.spawn(async move {
+                let outcome = runtime.adopt_one(&uid, entry.path()).await;
+                (uid, outcome)
+            });
+        }
+        let mut adopted = Vec::new();
+        while let Some(joined) = found.join_next().await {
+            match joined {
+                Ok((_, Ok(Some(pod)))) => adopted.push(pod),
+                Ok((uid, Ok(None))) => tracing::info!(pod = uid, "removed what was left of a pod"),
+                Ok((uid, Err(error))) => tracing::warn!(pod = uid, %error, "could not adopt a pod"),
+                Err(error) => tracing::error!(%error, "adopting a pod panicked"),
             }
         }
         adopted.sort_by(|left, right| left.plan.uid.cmp(&right.plan.uid));
@@ -301,7 +309,7 @@ impl Runtime {
     /// When processes do not die (uninterruptible sleep) within 10 seconds: try again later.
     pub async fn remove_pod(&self, pod: &str) -> Result<(), Error> {
         let Ok(handle) = self.pod(pod) else { return self.sweep(pod).await };
-        handle.removing.store(true, std::sync::atomic::Ordering::Release);
+        handle.removing.store(true, Ordering::Release);
         let (cgroups, group) = (self.inner.cgroups.clone(), handle.group.clone());
         blocking(move || cgroups.kill(&group)).await.map_err(io_error(format!("kill pod {pod}")))?;
         // A shim that does not answer is killed like one that does.
@@ -339,25 +347,19 @@ impl Runtime {
 /// Serves a pod's connection until its shim is dead.
 async fn watch(handle: Arc<PodHandle>, events: mpsc::Sender<Event>, cgroups: Cgroups) {
     let uid = handle.plan.uid.clone();
-    while let End::Disconnected = handle.link.serve(&events).await {
+    let mut end = handle.link.serve(&events).await;
+    while let End::Disconnected = end {
         if handle.link.reconnect(&handle.directory).is_err() {
             // It does not listen any more, so it is ending, or it never will be of use again.
             handle.link.kill();
             handle.link.death().await;
             break;
         }
-        let resumed = tokio::select! {
-            welcome = handle.link.hello() => welcome.ok(),
-            _ = handle.link.serve(&events) => None,
-        };
-        for (id, state) in resumed.into_iter().flat_map(|welcome| welcome.containers) {
-            if let ContainerState::Exited(exit) = state {
-                handle.link.exited(id, exit, &events).await;
-            }
-        }
+        // Replies arrive only while the connection is served.
+        (end, ()) = tokio::join!(handle.link.serve(&events), catch_up(&handle.link, &events));
     }
     handle.link.close();
-    if handle.removing.load(std::sync::atomic::Ordering::Acquire) {
+    if handle.removing.load(Ordering::Acquire) {
         return;
     }
     tracing::warn!(pod = uid, "the pod's shim died");
@@ -367,6 +369,16 @@ async fn watch(handle: Arc<PodHandle>, events: mpsc::Sender<Event>, cgroups: Cgr
     }
     // The receiver is gone when main is going down.
     events.send(Event::ShimDied { pod: uid }).await.ok();
+}
+
+/// Tells what happened while there was no connection.
+async fn catch_up(link: &Link, events: &mpsc::Sender<Event>) {
+    let Ok(Welcome { containers, .. }) = link.hello().await else { return };
+    for (id, state) in containers {
+        if let ContainerState::Exited(exit) = state {
+            link.exited(id, exit, events).await;
+        }
+    }
 }
 
 /// Connects to the shim of a pod, if it is alive. One that was just being started gets time to listen; one that does not is killed.
@@ -429,7 +441,7 @@ fn read_bundle(directory: &Path) -> Option<ContainerPlan> {
 }
 
 fn clone_network(handle: &PodHandle) -> Result<Option<OwnedFd>, Error> {
-    let network = handle.network.as_ref().map(OwnedFd::try_clone).transpose();
+    let network = handle.network.get().map(OwnedFd::try_clone).transpose();
     network.map_err(io_error("duplicate a network namespace".to_owned()))
 }
 

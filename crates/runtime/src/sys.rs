@@ -229,6 +229,22 @@ pub(crate) fn close_all() {
     }
 }
 
+/// Closes every descriptor from 3 on but those; for a child that keeps nothing else of its parent's.
+pub(crate) fn close_all_but(keep: &[RawFd]) {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd >= 3).collect();
+    keep.sort_unstable();
+    let mut from = 3;
+    for fd in keep.into_iter().chain([u32::MAX]) {
+        if from < fd {
+            // SAFETY: the caller's copies of its parent's descriptors are never used again: it becomes another program or ends.
+            unsafe {
+                libc::syscall(libc::SYS_close_range, from, if fd == u32::MAX { fd } else { fd - 1 }, 0);
+            }
+        }
+        from = fd.saturating_add(1);
+    }
+}
+
 /// Sleeps until a signal arrives.
 pub(crate) fn wait_for_signal() {
     // SAFETY: pause has no arguments and touches no memory.

@@ -39,7 +39,7 @@ pub(super) fn make(root: BorrowedFd<'_>, devices: &[LinuxDevice]) -> Result<(), 
         Err(Errno::NOENT) => return Ok(()),
         dev => dev.during(|| "open /dev".to_owned())?,
     };
-    if i64::from(fstatfs(&dev).during(|| "stat /dev".to_owned())?.f_type) != TMPFS {
+    if fstatfs(&dev).during(|| "stat /dev".to_owned())?.f_type != TMPFS {
         return Ok(());
     }
     for (name, major, minor) in NODES {
@@ -86,7 +86,7 @@ pub(super) fn open_terminal(root: BorrowedFd<'_>, status: BorrowedFd<'_>, consol
     // The path is the container's: trust it only when it is the multiplexer of a devpts.
     let master = path::open_plain(root, Path::new("dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY).during(what)?;
     let stat = fstat(&master).during(what)?;
-    if i64::from(fstatfs(&master).during(what)?.f_type) != DEVPTS || stat.st_rdev != makedev(5, 2) {
+    if fstatfs(&master).during(what)?.f_type != DEVPTS || stat.st_rdev != makedev(5, 2) {
         return Err(Fault("/dev/pts/ptmx is not a terminal multiplexer".to_owned()));
     }
     rustix::pty::unlockpt(&master).during(what)?;

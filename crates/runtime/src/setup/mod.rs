@@ -15,7 +15,7 @@ mod root;
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
@@ -76,6 +76,16 @@ pub(crate) enum Task<'a> {
 
 /// Runs in the child: becomes the program, or reports why not and ends.
 pub(crate) fn run(directory: &Path, task: Task<'_>, stdio: Stdio, status: OwnedFd) -> ! {
+    // Whoever may look into this process from inside of a container finds nothing of the shim's: no socket, no other container's.
+    let of_task = match &task {
+        Task::Init { base } => vec![base.as_raw_fd()],
+        Task::Exec { init, plan } => vec![init.as_raw_fd(), plan.as_raw_fd()],
+    };
+    let of_stdio = match &stdio {
+        Stdio::Pipes(pipes) => pipes.iter().flatten().map(AsRawFd::as_raw_fd).collect(),
+        Stdio::Terminal => Vec::new(),
+    };
+    sys::close_all_but(&[of_task, of_stdio, vec![status.as_raw_fd()]].concat());
     let outcome = match task {
         Task::Init { base } => init(directory, base, stdio, status.as_fd()),
         Task::Exec { init, plan } => exec(directory, init, plan, stdio, status.as_fd()),

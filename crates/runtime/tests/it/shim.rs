@@ -1,4 +1,5 @@
 //! The program that the tests give to the runtime: a shim, and what else the real binary is started as.
+#![allow(clippy::unwrap_used, reason = "a program of the tests")]
 
 use std::ffi::OsString;
 
