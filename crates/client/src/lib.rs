@@ -14,6 +14,8 @@ use serde_json::Value;
 pub mod events;
 pub mod informer;
 pub mod queue;
+pub mod request;
+pub mod tls;
 pub mod typed;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -28,12 +30,16 @@ pub fn system_clock() -> Clock {
 
 /// How requests reach the API server, and as whom. One contract suite runs against each implementation.
 pub trait Transport: Send + Sync + 'static {
-    /// Answers with the object as written or read. A deletion that takes effect at once answers with the last state.
+    /// Answers with the object as written or read. A deletion that takes effect at once answers with the last state, or over
+    /// the network with a `Status` that has neither name nor revision.
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Arc<Object>, Status>>;
 
     /// The objects of `scope` at one revision, then every change after it.
-    fn list_watch(&self, scope: Scope) -> BoxFuture<'_, Result<(Listing, Box<dyn Watch>), Status>>;
+    fn list_watch(&self, scope: Scope) -> BoxFuture<'_, Result<Watched, Status>>;
 }
+
+/// The objects of a scope at one revision, and every change after it.
+pub type Watched = (Listing, Box<dyn Watch>);
 
 /// One request for one object (or for a review, whose answer is the reply's object).
 #[derive(Clone, Debug)]
@@ -171,7 +177,7 @@ impl Client {
         self.transport.call(call).await
     }
 
-    pub async fn list_watch(&self, scope: Scope) -> Result<(Listing, Box<dyn Watch>), Status> {
+    pub async fn list_watch(&self, scope: Scope) -> Result<Watched, Status> {
         self.transport.list_watch(scope).await
     }
 

@@ -83,7 +83,14 @@ pub struct Deletion {
 
 /// The event to record once an action succeeded, and the one once it failed.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Notes(Option<Box<(ObjectReference, Option<Note>, Option<Note>)>>);
+pub struct Notes(Option<Box<Outcomes>>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Outcomes {
+    about: ObjectReference,
+    success: Option<Note>,
+    failure: Option<Note>,
+}
 
 impl Notes {
     pub fn none() -> Self {
@@ -92,15 +99,15 @@ impl Notes {
 
     /// In messages `{}` stands for the name of the object written, and for the error.
     pub fn new(about: ObjectReference, success: Option<Note>, failure: Option<Note>) -> Self {
-        Self(Some(Box::new((about, success, failure))))
+        Self(Some(Box::new(Outcomes { about, success, failure })))
     }
 
     pub fn success(&self) -> Option<(&ObjectReference, &Note)> {
-        self.0.as_ref().and_then(|notes| Some((&notes.0, notes.1.as_ref()?)))
+        self.0.as_ref().and_then(|notes| Some((&notes.about, notes.success.as_ref()?)))
     }
 
     pub fn failure(&self) -> Option<(&ObjectReference, &Note)> {
-        self.0.as_ref().and_then(|notes| Some((&notes.0, notes.2.as_ref()?)))
+        self.0.as_ref().and_then(|notes| Some((&notes.about, notes.failure.as_ref()?)))
     }
 }
 

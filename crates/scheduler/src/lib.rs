@@ -16,6 +16,8 @@ pub mod queue;
 pub mod schedule;
 pub mod score;
 mod shell;
+#[cfg(test)]
+mod tests;
 
 /// What the scheduler needs from the process that runs it.
 pub struct Config {

@@ -52,21 +52,13 @@ enum State {
 impl Queue {
     /// Adds a pod, or makes one worth another look whose specification changed. One in flight is left alone.
     pub fn add(&mut self, key: &Key, priority: i32) {
-        let entry = self.pods.entry(key.clone()).or_insert(Entry {
-            priority,
-            order: 0,
-            attempts: 0,
-            state: State::Unschedulable { until: Instant::now() },
-        });
-        if entry.state == State::InFlight {
-            entry.priority = priority;
-            return;
-        }
         self.leave(key);
-        if let Some(entry) = self.pods.get_mut(key) {
-            entry.priority = priority;
+        let new = Entry { priority, order: 0, attempts: 0, state: State::Active };
+        let entry = self.pods.entry(key.clone()).or_insert(new);
+        entry.priority = priority;
+        if entry.state != State::InFlight {
+            self.activate(key);
         }
-        self.activate(key);
     }
 
     pub fn remove(&mut self, key: &Key) {
@@ -167,4 +159,85 @@ impl Queue {
 
 fn backoff(attempts: u32) -> Duration {
     FIRST_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(LAST_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::key::GroupResource;
+
+    fn key(name: &str) -> Key {
+        Key::new(&GroupResource::new("", "pods"), "web", name)
+    }
+
+    fn taken(queue: &mut Queue, now: Instant) -> Option<String> {
+        queue.take(now).map(|key| key.name().to_owned())
+    }
+
+    #[test]
+    fn the_most_important_pod_comes_first_then_the_one_that_waited_longest() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for (name, priority) in [("a", 0), ("b", 10), ("c", 0), ("d", 10)] {
+            queue.add(&key(name), priority);
+        }
+        let order: Vec<String> = std::iter::from_fn(|| taken(&mut queue, now)).collect();
+        assert_eq!(order, ["b", "d", "a", "c"]);
+    }
+
+    #[test]
+    fn a_pod_that_fits_nowhere_rests_until_something_changes() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.add(&key("a"), 0);
+        queue.take(now);
+        queue.unschedulable(&key("a"), now);
+        assert_eq!(taken(&mut queue, now + Duration::from_secs(3600)), None);
+        assert_eq!(queue.next_deadline(), None, "nothing polls");
+        queue.wake(now + Duration::from_secs(3600));
+        assert_eq!(taken(&mut queue, now + Duration::from_secs(3600)).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn one_that_is_woken_during_its_backoff_yields_to_others_but_not_to_nobody() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.add(&key("a"), 10);
+        queue.take(now);
+        queue.unschedulable(&key("a"), now);
+        queue.wake(now);
+        queue.add(&key("b"), 0);
+        assert_eq!(taken(&mut queue, now).as_deref(), Some("b"));
+        assert!(queue.is_ready());
+        assert_eq!(taken(&mut queue, now).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn after_an_error_the_backoff_is_waited_out_and_doubles_to_ten_seconds() {
+        let (mut queue, mut now) = (Queue::default(), Instant::now());
+        queue.add(&key("a"), 0);
+        queue.take(now);
+        let mut delays = Vec::new();
+        for _ in 0..6 {
+            queue.failed(&key("a"), now);
+            assert_eq!(taken(&mut queue, now), None);
+            let due = queue.next_deadline().expect("it is due some time");
+            delays.push((due - now).as_secs());
+            now = due;
+            assert_eq!(taken(&mut queue, now).as_deref(), Some("a"));
+        }
+        assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[test]
+    fn a_changed_pod_is_looked_at_again_unless_it_is_being_bound() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.add(&key("a"), 0);
+        queue.take(now);
+        queue.add(&key("a"), 5);
+        assert_eq!(taken(&mut queue, now), None);
+        queue.unschedulable(&key("a"), now);
+        queue.add(&key("a"), 5);
+        assert_eq!(taken(&mut queue, now).as_deref(), Some("a"));
+        queue.remove(&key("a"));
+        queue.wake(now);
+        assert_eq!(taken(&mut queue, now), None);
+    }
 }

@@ -1,5 +1,7 @@
 //! The control loops and the scheduler against a server in process, with a kubelet that only pretends.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 mod cluster;
 
 use std::time::Duration;
