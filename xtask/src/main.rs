@@ -81,7 +81,7 @@ fn licences() -> Result {
             &format!("{tools}/build"),
         ]))?;
     }
-    run(Command::new(installed).current_dir(root()).args(["--offline", "check", "licenses", "bans", "sources"]))
+    run(Command::new(installed).current_dir(root()).args(["check", "licenses", "bans", "sources"]))
 }
 
 /// Where cargo puts what it builds for this machine; the target is named in `.cargo/config.toml`.

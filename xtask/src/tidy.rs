@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("feed", &["api", "client", "wire"]),
     ("edge", &["wire"]),
     ("node", &["api", "client", "net", "image", "runtime"]),
-    ("testkit", &[]),
+    ("testkit", &["api"]),
     (
         "coracle",
         &[

@@ -43,7 +43,10 @@ impl Lab {
     /// # Errors
     /// When not root, or when `ip` is missing.
     pub fn new(name: &str) -> Result<Self> {
-        ensure!(name.len() <= 8 && name.bytes().all(|b| b.is_ascii_alphanumeric()), "lab name {name:?} is not 1–8 letters and digits");
+        ensure!(
+            name.len() <= 8 && name.bytes().all(|b| b.is_ascii_alphanumeric()),
+            "lab name {name:?} is not 1–8 letters and digits"
+        );
         fs::create_dir_all(LABS).with_context(|| format!("could not create {LABS}"))?;
         let dir = fs::canonicalize(LABS)?.join(name);
         for own in OVERLAID.iter().chain(EMPTY) {
@@ -109,6 +112,11 @@ impl Lab {
 
     pub fn host(&self, index: usize) -> &Host {
         &self.hosts[index]
+    }
+
+    /// The file that names a host's network namespace.
+    pub fn host_netns(&self, index: usize) -> PathBuf {
+        Path::new("/run/netns").join(format!("cor-{}-{index}", self.name))
     }
 
     /// The network namespace of the switch.
@@ -310,7 +318,8 @@ fn run(command: &[&str]) -> Result<String> {
 /// When it cannot be started or does not exit with 0; its standard error is in the message.
 pub fn checked(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().with_context(|| format!("could not run {shown}"))?;
+    let Output { status, stdout, stderr } =
+        command.stdin(Stdio::null()).output().with_context(|| format!("could not run {shown}"))?;
     if !status.success() {
         bail!("{shown}: {status}: {}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     }

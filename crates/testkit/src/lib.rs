@@ -3,5 +3,9 @@
 pub mod debian;
 pub mod host;
 pub mod images;
+pub mod kubectl;
+pub mod netns;
+pub mod rack;
 pub mod registry;
 pub mod stand_ins;
+pub mod web;

@@ -1,0 +1,286 @@
+//! A blocking HTTPS client, as small as tests need: one request per connection, certificates checked against one authority.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
+
+use crate::netns::within;
+
+/// How long one read may take: longer than the server's watch bookmarks are apart.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Where requests start, and whom they trust.
+#[derive(Clone)]
+pub struct Web {
+    netns: PathBuf,
+    tls: Arc<ClientConfig>,
+}
+
+/// An answer with its whole body.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+impl Web {
+    /// From the namespace `netns`, trusting `authority` (PEM); `identity` is a client's certificate and key (PEM).
+    ///
+    /// # Errors
+    /// When something is not PEM.
+    pub fn new(netns: impl Into<PathBuf>, authority: &str, identity: Option<(&str, &str)>) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+        let tls = match identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>()?;
+                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?
+            }
+        };
+        Ok(Self { netns: netns.into(), tls: Arc::new(tls) })
+    }
+
+    /// GET over HTTPS of `https://HOST/PATH`, where HOST is at `address`.
+    ///
+    /// # Errors
+    /// When the connection or the certificate fails.
+    pub fn get(&self, address: SocketAddr, host: &str, path: &str) -> Result<Answer> {
+        self.request(address, host, "GET", path, "", None)
+    }
+
+    /// GET over plain HTTP.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn get_plain(&self, address: SocketAddr, host: &str, path: &str) -> Result<Answer> {
+        let mut stream = within(&self.netns, || connect(address))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+        whole_answer(&mut BufReader::new(stream))
+    }
+
+    fn request(
+        &self,
+        address: SocketAddr,
+        host: &str,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: Option<&str>,
+    ) -> Result<Answer> {
+        let stream = self.send(address, host, method, path, headers, body)?;
+        whole_answer(&mut BufReader::new(stream))
+    }
+
+    fn send(
+        &self,
+        address: SocketAddr,
+        host: &str,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: Option<&str>,
+    ) -> Result<Tls> {
+        let tcp = within(&self.netns, || connect(address))?;
+        let connection = ClientConnection::new(self.tls.clone(), host.to_owned().try_into()?)?;
+        let mut stream = StreamOwned::new(connection, tcp);
+        let length = body.map(|body| format!("Content-Length: {}\r\n", body.len())).unwrap_or_default();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}{length}\r\n");
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body.unwrap_or_default().as_bytes())?;
+        stream.flush()?;
+        Ok(stream)
+    }
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
+        .with_context(|| format!("could not connect to {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn whole_answer(reader: &mut impl BufRead) -> Result<Answer> {
+    let (status, headers) = head(reader)?;
+    let mut answer = Answer { status, headers, body: String::new() };
+    let mut body = Vec::new();
+    if answer.header("transfer-encoding") == Some("chunked") {
+        while let Some(chunk) = chunk(reader)? {
+            body.extend(chunk);
+        }
+    } else if let Some(length) = answer.header("content-length") {
+        body.resize(length.parse()?, 0);
+        reader.read_exact(&mut body)?;
+    } else {
+        reader.read_to_end(&mut body)?;
+    }
+    answer.body = String::from_utf8_lossy(&body).into_owned();
+    Ok(answer)
+}
+
+type Head = (u16, Vec<(String, String)>);
+
+fn head(reader: &mut impl BufRead) -> Result<Head> {
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let status = line
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .with_context(|| format!("not an answer: {line:?}"))?;
+    let mut headers = Vec::new();
+    loop {
+        line.clear();
+        reader.read_line(&mut line)?;
+        match line.trim_end().split_once(':') {
+            Some((name, value)) => headers.push((name.to_ascii_lowercase(), value.trim().to_owned())),
+            None => return Ok((status, headers)),
+        }
+    }
+}
+
+fn chunk(reader: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let size = usize::from_str_radix(line.trim(), 16).with_context(|| format!("not a chunk: {line:?}"))?;
+    let mut chunk = vec![0; size + 2];
+    reader.read_exact(&mut chunk)?;
+    chunk.truncate(size);
+    Ok((size > 0).then_some(chunk))
+}
+
+/// The API as its administrator sees it.
+#[derive(Clone)]
+pub struct Api {
+    web: Web,
+    address: SocketAddr,
+}
+
+impl Api {
+    /// With the address, authority and certificate of a kubeconfig.
+    ///
+    /// # Errors
+    /// When the text is not one that coracle writes.
+    pub fn new(netns: impl Into<PathBuf>, kubeconfig: &str) -> Result<Self> {
+        let field = |name: &str| -> Result<String> {
+            let line = kubeconfig.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
+            Ok(line.with_context(|| format!("the kubeconfig has no {name}"))?.to_owned())
+        };
+        let pem = |name: &str| -> Result<String> { Ok(String::from_utf8(STANDARD.decode(field(name)?)?)?) };
+        let server = field("server")?;
+        let address = server.strip_prefix("https://").context("not https")?.parse()?;
+        let (certificate, key) = (pem("client-certificate-data")?, pem("client-key-data")?);
+        let web = Web::new(netns, &pem("certificate-authority-data")?, Some((&certificate, &key)))?;
+        Ok(Self { web, address })
+    }
+
+    /// # Errors
+    /// When the answer is not 2xx; its message is the error's.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        self.call("GET", path, "", None)
+    }
+
+    /// # Errors
+    /// As [`Api::get`].
+    pub fn post(&self, path: &str, object: &Value) -> Result<Value> {
+        self.call("POST", path, "Content-Type: application/json\r\n", Some(&object.to_string()))
+    }
+
+    /// # Errors
+    /// As [`Api::get`].
+    pub fn delete(&self, path: &str) -> Result<Value> {
+        self.call("DELETE", path, "", None)
+    }
+
+    /// Creates every document of a manifest.
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub fn create_all(&self, manifest: &str) -> Result<()> {
+        for document in api::yaml::parse_all(manifest).map_err(|error| anyhow::anyhow!("{error}"))? {
+            let document = document.value;
+            let path = collection(&document)?;
+            self.post(&path, &document)?;
+        }
+        Ok(())
+    }
+
+    /// Watches a collection until `done` has had enough of its events' objects. Begins with what is there.
+    ///
+    /// # Errors
+    /// When the watch ends before.
+    pub fn watch_until(&self, collection: &str, mut done: impl FnMut(&Value) -> bool) -> Result<()> {
+        let host = self.address.ip().to_string();
+        let joint = if collection.contains('?') { '&' } else { '?' };
+        let path = format!("{collection}{joint}watch=1&timeoutSeconds=120");
+        let mut reader = BufReader::new(self.web.send(self.address, &host, "GET", &path, "", None)?);
+        let (status, _) = head(&mut reader)?;
+        ensure!(status == 200, "watching {collection} is answered with {status}");
+        let mut pending = Vec::new();
+        while let Some(bytes) = chunk(&mut reader)? {
+            pending.extend(bytes);
+            while let Some(end) = pending.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                let event: Value = serde_json::from_slice(&line)?;
+                if event["type"] != "BOOKMARK" && done(&event["object"]) {
+                    return Ok(());
+                }
+            }
+        }
+        bail!("the watch of {collection} ended")
+    }
+
+    fn call(&self, method: &str, path: &str, headers: &str, body: Option<&str>) -> Result<Value> {
+        let host = self.address.ip().to_string();
+        let answer = self.web.request(self.address, &host, method, path, headers, body)?;
+        let value: Value = serde_json::from_str(&answer.body).unwrap_or(Value::String(answer.body));
+        ensure!(
+            (200..300).contains(&answer.status),
+            "{method} {path}: {}",
+            value["message"].as_str().unwrap_or_default()
+        );
+        Ok(value)
+    }
+}
+
+/// The path of an object's collection.
+fn collection(object: &Value) -> Result<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
+    let plural = match kind.as_str() {
+        "Ingress" => "ingresses".to_owned(),
+        "" => bail!("a document has no kind"),
+        _ => format!("{}s", kind.to_ascii_lowercase()),
+    };
+    let root = if version.contains('/') { "/apis" } else { "/api" };
+    let namespace = text(&object["metadata"]["namespace"]);
+    Ok(if namespace.is_empty() {
+        format!("{root}/{version}/{plural}")
+    } else {
+        format!("{root}/{version}/namespaces/{namespace}/{plural}")
+    })
+}
