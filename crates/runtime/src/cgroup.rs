@@ -559,6 +559,21 @@ mod tests {
     }
 
     #[test]
+    fn version_2_takes_a_child_as_it_is_forked() {
+        let group = Group::new("fork", &["sleep", "600"]);
+        let directory = fs::File::open(group.cgroups.v1("", Path::new("a")).unwrap()).unwrap();
+        let Some(pid) = crate::sys::fork(0, Some(directory.as_fd())).unwrap() else {
+            loop {
+                crate::sys::wait_for_signal();
+            }
+        };
+        let child = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        assert!(group.cgroups.processes(Path::new("a")).unwrap().contains(&child));
+        kill_process(child, Signal::KILL).unwrap();
+        rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).unwrap();
+    }
+
+    #[test]
     fn version_2_opens_only_allowed_devices() {
         let open = |allow: bool| {
             let name = if allow { "devices-yes" } else { "devices-no" };

@@ -267,7 +267,6 @@ impl Runtime {
             .stdin(Stdio::from(theirs))
             .stdout(output)
             .stderr(errors)
-            .current_dir("/")
             .spawn()
             .map_err(what())?;
         let pid = child.id();

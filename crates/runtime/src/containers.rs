@@ -279,6 +279,17 @@ impl Runtime {
         updated.await.map_err(io_error(format!("change the limits of container {container}")))
     }
 
+    /// Changes the limits of a pod's cgroup: for an in-place resize, before its containers grow or after they have shrunk.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPod`]; when the kernel refuses.
+    pub async fn update_pod(&self, pod: &str, resources: &Resources) -> Result<(), Error> {
+        let group = self.pod(pod)?.group.clone();
+        let (cgroups, resources) = (self.inner.cgroups.clone(), resources.clone());
+        let updated = blocking(move || cgroups.limit(&group, &resources));
+        updated.await.map_err(io_error(format!("change the limits of pod {pod}")))
+    }
+
     /// Opens a container's log anew, after something else moved it. Shims rotate by themselves: this is for the CRI.
     ///
     /// # Errors

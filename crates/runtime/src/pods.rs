@@ -186,7 +186,6 @@ impl Runtime {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::from(errors))
-            .current_dir("/")
             .spawn()
             .map_err(what("start the shim"))?;
         let pid = child.id();

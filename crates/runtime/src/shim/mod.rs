@@ -4,6 +4,7 @@
 //! on a socket in the pod's directory. It must stay small (it is multiplied by the number of pods): what needs memory, such as
 //! reading a configuration, happens in the short-lived child.
 
+mod children;
 pub(crate) mod log;
 mod namespaces;
 pub(crate) mod protocol;
@@ -80,6 +81,8 @@ pub(crate) fn take_stdin() -> Result<OwnedFd, String> {
 
 fn start(directory: &Path) -> Result<(server::Server, OwnedFd), String> {
     let say = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    // Not by the spawn: with a static C library that would make it fork instead of posix_spawn.
+    rustix::process::chdir("/").map_err(|error| say("change to /", &error))?;
     rustix::process::setsid().map_err(|error| say("start a session", &error))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| say("become a subreaper", &error))?;

@@ -178,3 +178,24 @@ async fn removing_a_pod_ends_its_containers() {
     assert!(bed.events.try_recv().is_err(), "the shim of a removed pod did not die");
     bed.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_did_not_start_is_remembered_as_128() {
+    let mut bed = Bed::new();
+    bed.pod("p").await;
+    let mut plan = bed.plan("");
+    set_args(&mut plan, &["nothing"]);
+    bed.start("p", plan).await.unwrap_err();
+    let mut unlogged = bed.plan("true");
+    unlogged.log_path = Some("main/0.log/not-a-directory/0.log".into());
+    bed.start("p", unlogged).await.unwrap_err();
+    bed.restart();
+    let adopted = bed.runtime.adopt().await.unwrap();
+    let containers = &adopted[0].containers;
+    for container in containers {
+        let runtime::plan::ContainerState::Exited(exit) = &container.state else { panic!("{container:?}") };
+        assert_eq!((exit.exit_code, exit.started_at), (128, None));
+        assert!(!exit.message.is_empty());
+    }
+    bed.finish().await;
+}

@@ -1,4 +1,5 @@
 //! The runtime as root on this machine: pods, containers and their shims, for real.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bed;
 mod confined;
