@@ -40,7 +40,8 @@ const CONNECTIONS: usize = 4096;
 const DRAIN: Duration = Duration::from_secs(5);
 
 impl Server {
-    /// Serves until `cancel`, then lets connections finish for a moment. Plain HTTP without `tls`.
+    /// Serves until `cancel`, then lets connections finish for a moment. Plain HTTP without `tls`; with it, its ALPN list
+    /// decides between HTTP/2 and HTTP/1.1. Watches end with the server's own `shutdown`.
     ///
     /// # Errors
     /// When the listener fails for good.
@@ -54,9 +55,12 @@ impl Server {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
-            let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let next = async {
+                let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+                (slot, listener.accept().await)
+            };
+            let (slot, accepted) = tokio::select! {
+                next = next => next,
                 () = cancel.cancelled() => break,
             };
             // Reaps what has ended, so that the set does not grow.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use client::tls::{Credentials, Tls};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -15,16 +16,18 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use server::hooks::{Clock, Rng};
 use server::identity::{AllowAll, Everybody, User};
+use server::pki::{Authority, Order, Purpose, live};
 use server::server::{Server, ServerConfig};
 use store::memory::Memory;
 use tokio::net::TcpListener;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub struct Cluster {
     pub server: Arc<Server>,
     pub address: SocketAddr,
     client: Client<HttpConnector, Full<Bytes>>,
-    _stop: DropGuard,
+    stop: CancellationToken,
+    _guard: DropGuard,
 }
 
 /// A response, read whole.
@@ -83,11 +86,31 @@ impl Cluster {
             server,
             address,
             client: Client::builder(TokioExecutor::new()).build_http(),
-            _stop: shutdown.drop_guard(),
+            stop: shutdown.clone(),
+            _guard: shutdown.drop_guard(),
         };
         let namespace = json!({"metadata": {"name": "default"}});
         assert_eq!(cluster.post("/api/v1/namespaces", &namespace).await.code, 201);
         cluster
+    }
+
+    /// Serves the same server over TLS as well, and returns a client for it that shows a certificate of `user`.
+    pub async fn tls(&self, user: &str) -> client::Client {
+        let now = Timestamp::now();
+        let authority = Authority::new(now).unwrap();
+        let life = jiff::SignedDuration::from_hours(1);
+        let order = |name: &str, purpose| Order { name: name.to_owned(), purpose, life };
+        let served = Purpose::Server { names: vec!["127.0.0.1".to_owned()] };
+        let leaf = authority.issue(&order("server", served), now).unwrap();
+        let config =
+            live::server_config(live::Live::new(&leaf).unwrap(), authority.certificate(), &["h2", "http/1.1"]).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("https://{}", listener.local_addr().unwrap());
+        tokio::spawn(self.server.clone().serve(listener, Some(Arc::new(config)), self.stop.clone()));
+        let shown = authority.issue(&order(user, Purpose::Client { group: None }), now).unwrap();
+        let credentials = Credentials::Certificate { chain: shown.certificate, key: shown.key };
+        let transport = Tls::with_credentials(&address, authority.certificate(), &credentials).unwrap();
+        client::Client::new(Arc::new(transport))
     }
 
     pub async fn send(
@@ -149,7 +172,7 @@ impl Cluster {
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
         std::fs::create_dir_all(&home).unwrap();
-        let mut child = tokio::process::Command::new("kubectl")
+        let mut child = tokio::process::Command::new(std::env::var("KUBECTL").as_deref().unwrap_or("kubectl"))
             .arg(format!("--server=http://{}", self.address))
             .args(arguments)
             .env_clear()

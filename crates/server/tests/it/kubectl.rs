@@ -10,7 +10,8 @@ async fn run(cluster: &Cluster, line: &str, stdin: &str) -> String {
     let output = cluster.kubectl(&arguments, stdin).await;
     let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
     eprintln!("$ kubectl {line}\n{text}");
-    text
+    // Newer ones tell where from.
+    text.replace(" from default namespace", "").replace(" from other namespace", "")
 }
 
 async fn check(cluster: &Cluster, line: &str, stdin: &str, expected: &str) {

@@ -407,3 +407,92 @@ async fn events_are_served_from_two_groups() {
     let list = cluster.get("/apis/events.k8s.io/v1/events").await.value();
     assert_eq!((&list["kind"], &list["items"][0]["note"]), (&json!("EventList"), &json!("hello")));
 }
+
+/// Panics when it is asked about one name.
+struct Fragile;
+
+impl server::admit::Plugin for Fragile {
+    fn name(&self) -> &'static str {
+        "Fragile"
+    }
+
+    fn validate<'a>(
+        &'a self,
+        at: &'a server::admit::AdmissionAttributes<'a>,
+        _: Option<&'a Value>,
+    ) -> server::identity::BoxFuture<'a, Result<(), api::status::Status>> {
+        assert_ne!(at.name, "fragile", "a test of what a panic does");
+        Box::pin(async { Ok(()) })
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_one_request_s_500() {
+    let cluster = Cluster::with(|config| config.admission.0.push(Box::new(Fragile))).await;
+    assert_eq!(cluster.post(MAPS, &map("fragile", "1")).await.code, 500);
+    assert_eq!(cluster.post(MAPS, &map("sturdy", "1")).await.code, 201);
+}
+
+/// Labels what is created, and refuses what is called `no`.
+struct Labels;
+
+impl server::admit::Plugin for Labels {
+    fn name(&self) -> &'static str {
+        "Labels"
+    }
+
+    fn admit<'a>(
+        &'a self,
+        at: &'a server::admit::AdmissionAttributes<'a>,
+        object: &'a mut Value,
+    ) -> server::identity::BoxFuture<'a, Result<(), api::status::Status>> {
+        if at.is("", "configmaps") {
+            object["metadata"]["labels"] = json!({"by": at.user.name});
+            at.warnings.add("labelled");
+        }
+        Box::pin(async { Ok(()) })
+    }
+
+    fn validate<'a>(
+        &'a self,
+        at: &'a server::admit::AdmissionAttributes<'a>,
+        object: Option<&'a Value>,
+    ) -> server::identity::BoxFuture<'a, Result<(), api::status::Status>> {
+        let refused = (at.name == "no").then(|| at.forbidden(object, "it is called no"));
+        Box::pin(async { refused.map_or(Ok(()), Err) })
+    }
+}
+
+#[tokio::test]
+async fn admission_changes_refuses_and_warns() {
+    let cluster = Cluster::with(|config| config.admission.0.push(Box::new(Labels))).await;
+    let made = cluster.post(MAPS, &map("a", "1")).await;
+    assert_eq!((made.code, &made.value()["metadata"]["labels"]["by"]), (201, &json!("tester")));
+    assert_eq!(made.warnings(), [r#"299 - "labelled""#]);
+    let refused = cluster.post(MAPS, &map("no", "1")).await;
+    assert_eq!((refused.code, refused.message()), (403, "configmaps \"no\" is forbidden: it is called no".to_owned()));
+    let patched = cluster.patch(&format!("{MAPS}/a"), "merge", &json!({"metadata": {"labels": {"by": "me"}}})).await;
+    assert_eq!(patched.value()["metadata"]["labels"]["by"], "tester", "admission has the last word");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_for_a_time_goes_by_itself() {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    let ahead = std::sync::Arc::new(AtomicI64::new(0));
+    let hands = ahead.clone();
+    let cluster = Cluster::with(move |config| {
+        config.clock = std::sync::Arc::new(move || {
+            jiff::Timestamp::now() + jiff::SignedDuration::from_secs(hands.load(Ordering::Relaxed))
+        });
+    })
+    .await;
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"},
+        "reason": "Tested", "type": "Normal", "source": {"component": "test"}});
+    let path = "/api/v1/namespaces/default/events";
+    assert_eq!(cluster.post(path, &event).await.code, 201);
+    let mut watch = cluster.watch(&format!("{path}?watch=true"), &[]).await;
+    assert!(watch.line().await.starts_with("ADDED e "));
+    ahead.store(3601, Ordering::Relaxed);
+    tokio::spawn(cluster.server.clone().maintain());
+    assert!(watch.line().await.starts_with("DELETED e "));
+}
