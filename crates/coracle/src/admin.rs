@@ -69,7 +69,10 @@ pub struct RoleStatus {
 
 impl Status {
     pub fn render(&self) -> String {
-        let mut out = format!("coracle {}\nnode        {}\nAPI         {}\nkubeconfig  {}\n", self.version, self.node, self.api, self.kubeconfig);
+        let mut out = format!(
+            "coracle {}\nnode        {}\nAPI         {}\nkubeconfig  {}\n",
+            self.version, self.node, self.api, self.kubeconfig
+        );
         for (role, RoleStatus { processes, pss_bytes }) in &self.roles {
             out.push_str(&format!("{role:<11} {processes} running, {:.1} MB\n", *pss_bytes as f64 / 1e6));
         }
@@ -170,7 +173,11 @@ impl Admin {
     }
 
     fn images(&self) -> Vec<ImageRow> {
-        let row = |image: &Arc<image::store::Image>| ImageRow { name: name_of(image), id: image.id.to_string(), size: image.size };
+        let row = |image: &Arc<image::store::Image>| ImageRow {
+            name: name_of(image),
+            id: image.id.to_string(),
+            size: image.size,
+        };
         self.images.list().iter().map(row).collect()
     }
 
@@ -193,7 +200,10 @@ impl Admin {
 /// The shims of this server's pods: their arguments name its run directory.
 fn shim_pids(config: &Config) -> impl Iterator<Item = u32> {
     let run_dir = config.run_dir.as_os_str().as_encoded_bytes().to_vec();
-    let pids = std::fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let pids = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(move |pid| {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut arguments = arguments.split(|b| *b == 0);
@@ -203,7 +213,9 @@ fn shim_pids(config: &Config) -> impl Iterator<Item = u32> {
 
 fn pss_bytes(pid: u32) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let kilobytes = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    let kilobytes = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
 }
 
@@ -269,7 +281,9 @@ pub fn import_images(config: &Config, mut archive: Box<dyn Read>) -> Result<Vec<
 /// # Errors
 /// When no server runs.
 pub fn list_images(config: &Config) -> Result<String> {
-    let Answer::Images(rows) = ask(config, &Request::Images, None)? else { bail!("the server's answer is not understood") };
+    let Answer::Images(rows) = ask(config, &Request::Images, None)? else {
+        bail!("the server's answer is not understood")
+    };
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(5);
     let mut out = format!("{:<width$}   {:<12}   SIZE\n", "IMAGE", "ID");
     for ImageRow { name, id, size } in rows {

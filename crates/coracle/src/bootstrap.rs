@@ -102,7 +102,11 @@ async fn reconcile(client: &Client, of: &Resource, namespace: &str, wanted: &Val
     let name = text(&wanted["metadata"]["name"]);
     let existing = client.get_object(of, namespace, name).await.map_err(failed)?.value();
     if let Some(merged) = reconciled(&existing, wanted) {
-        client.update_object(of, merged).await.map_err(failed).with_context(|| format!("could not repair {} {name:?}", of.resource))?;
+        client
+            .update_object(of, merged)
+            .await
+            .map_err(failed)
+            .with_context(|| format!("could not repair {} {name:?}", of.resource))?;
     }
     Ok(())
 }
@@ -124,7 +128,11 @@ fn api_service(wanted: &Wanted) -> ServiceWithSlices {
     // Upstream keeps this service to one family.
     let service = service("kubernetes", &labels, &wanted.api_ips[..1], "SingleStack", ports);
     let endpoint_ports = json!([{"name": "https", "port": wanted.api_port, "protocol": "TCP"}]);
-    ("default", service, slices("default", "kubernetes", &wanted.api_ips[..1], &wanted.node_ips, &wanted.node_name, &endpoint_ports))
+    (
+        "default",
+        service,
+        slices("default", "kubernetes", &wanted.api_ips[..1], &wanted.node_ips, &wanted.node_name, &endpoint_ports),
+    )
 }
 
 fn dns_service(wanted: &Wanted) -> ServiceWithSlices {
@@ -132,14 +140,16 @@ fn dns_service(wanted: &Wanted) -> ServiceWithSlices {
         {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": wanted.dns_port},
         {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": wanted.dns_port},
     ]);
-    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
+    let labels =
+        json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"});
     let policy = if wanted.dns_ips.len() > 1 { "RequireDualStack" } else { "SingleStack" };
     let service = service("kube-dns", &labels, &wanted.dns_ips, policy, ports);
     let endpoint_ports = json!([
         {"name": "dns", "port": wanted.dns_port, "protocol": "UDP"},
         {"name": "dns-tcp", "port": wanted.dns_port, "protocol": "TCP"},
     ]);
-    let slices = slices("kube-system", "kube-dns", &wanted.dns_ips, &wanted.node_ips, &wanted.node_name, &endpoint_ports);
+    let slices =
+        slices("kube-system", "kube-dns", &wanted.dns_ips, &wanted.node_ips, &wanted.node_name, &endpoint_ports);
     ("kube-system", service, slices)
 }
 
@@ -152,7 +162,14 @@ fn service(name: &str, labels: &Value, ips: &[IpAddr], policy: &str, ports: Valu
     })
 }
 
-fn slices(namespace: &str, service: &str, ips: &[IpAddr], node_ips: &[IpAddr], node: &str, ports: &Value) -> Vec<Value> {
+fn slices(
+    namespace: &str,
+    service: &str,
+    ips: &[IpAddr],
+    node_ips: &[IpAddr],
+    node: &str,
+    ports: &Value,
+) -> Vec<Value> {
     let of_family = |family: &&str| {
         let address = node_ips.iter().find(|ip| families(std::slice::from_ref(*ip))[0] == *family);
         address.map(|ip| {

@@ -95,7 +95,9 @@ pub fn evaluate(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings.extend(facts.forward_drops.iter().map(|chain| Finding {
         code: "forward-drop".into(),
         level: Level::Warning,
-        message: format!("firewall chain {chain} drops forwarded traffic, so pods may not reach each other or the Internet"),
+        message: format!(
+            "firewall chain {chain} drops forwarded traffic, so pods may not reach each other or the Internet"
+        ),
         remedy: Some("accept traffic from and to the interfaces named cor* in that chain".into()),
     }));
     findings.sort_by_key(|finding| finding.level);
@@ -114,7 +116,11 @@ fn privilege(facts: &Facts) -> Finding {
     if facts.is_root {
         ok("root", "runs as root")
     } else {
-        fatal("root", "not root, which namespaces, mounts and firewall rules need", "run it with sudo or as a system service")
+        fatal(
+            "root",
+            "not root, which namespaces, mounts and firewall rules need",
+            "run it with sudo or as a system service",
+        )
     }
 }
 
@@ -164,7 +170,11 @@ fn features(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = needs
         .into_iter()
         .map(|(name, present, remedy)| {
-            if present { ok(name, format!("{name} is there")) } else { fatal(name, format!("the kernel has no {name}"), remedy) }
+            if present {
+                ok(name, format!("{name} is there"))
+            } else {
+                fatal(name, format!("the kernel has no {name}"), remedy)
+            }
         })
         .collect();
     if !facts.has_ipv6 {
@@ -207,7 +217,10 @@ pub fn gather(config: &Config) -> Facts {
         is_root: rustix::process::geteuid().is_root(),
         kernel: read("/proc/sys/kernel/osrelease"),
         cgroup: cgroup_facts(Path::new("/sys/fs/cgroup")),
-        filesystems: read("/proc/filesystems").lines().filter_map(|l| l.split('\t').next_back().map(str::to_owned)).collect(),
+        filesystems: read("/proc/filesystems")
+            .lines()
+            .filter_map(|l| l.split('\t').next_back().map(str::to_owned))
+            .collect(),
         has_seccomp_filter: read("/proc/sys/kernel/seccomp/actions_avail").contains("errno"),
         has_nftables: net::probe::has_nftables(),
         has_ipv6: read("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "0",
@@ -269,7 +282,9 @@ fn taken_ports(ports: &[u16]) -> BTreeMap<u16, String> {
 fn other_kubelets() -> Vec<String> {
     let ours = fs::read_link("/proc/self/ns/mnt").ok();
     processes()
-        .filter(|process| matches!(read(process.join("comm")).as_str(), "kubelet" | "k3s" | "k3s-server" | "k0s" | "kubelite"))
+        .filter(|process| {
+            matches!(read(process.join("comm")).as_str(), "kubelet" | "k3s" | "k3s-server" | "k0s" | "kubelite")
+        })
         .filter(|process| fs::read_link(process.join("ns/mnt")).ok() == ours)
         .map(|process| describe(&process))
         .collect()
@@ -324,7 +339,8 @@ mod tests {
             ..Facts::default()
         };
         change(&mut facts);
-        let config = load(Settings { config_dir: Some("/nonexistent".into()), ..Settings::default() }).expect("defaults");
+        let config =
+            load(Settings { config_dir: Some("/nonexistent".into()), ..Settings::default() }).expect("defaults");
         let mut findings = evaluate(&facts, &config);
         findings.retain(|finding| finding.level != Level::Ok);
         expected.assert_eq(&render(&findings));
@@ -337,10 +353,13 @@ mod tests {
 
     #[test]
     fn names_who_has_a_port() {
-        check(|facts| drop(facts.taken_ports.insert(443, "nginx (pid 812)".into())), expect![[r#"
+        check(
+            |facts| drop(facts.taken_ports.insert(443, "nginx (pid 812)".into())),
+            expect![[r#"
             FATAL   port 443, which the HTTPS ingress needs, is taken by nginx (pid 812)
                     → stop that program, or set https-port to another port
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -377,9 +396,12 @@ mod tests {
 
     #[test]
     fn another_kubelet_is_fatal() {
-        check(|facts| facts.other_kubelets = vec!["k3s (pid 7)".into()], expect![[r#"
+        check(
+            |facts| facts.other_kubelets = vec!["k3s (pid 7)".into()],
+            expect![[r#"
             FATAL   another Kubernetes node runs on this machine: k3s (pid 7)
                     → stop and disable it: two nodes would fight over cgroups, mounts and firewall rules
-        "#]]);
+        "#]],
+        );
     }
 }

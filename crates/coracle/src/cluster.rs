@@ -33,13 +33,15 @@ impl Cluster {
         let path = config.data_dir.join("cluster.json");
         match fs::read(&path) {
             Ok(bytes) => {
-                let kept: Self = serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
+                let kept: Self =
+                    serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
                 kept.check(config)?;
                 Ok(kept)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let fresh = Self::decide(config, node_ips, host_name, random);
-                write(&path, &serde_json::to_vec_pretty(&fresh)?).with_context(|| format!("could not write {}", path.display()))?;
+                write(&path, &serde_json::to_vec_pretty(&fresh)?)
+                    .with_context(|| format!("could not write {}", path.display()))?;
                 Ok(fresh)
             }
             Err(error) => Err(error).with_context(|| format!("could not read {}", path.display())),
@@ -67,7 +69,11 @@ impl Cluster {
     fn check(&self, config: &Config) -> Result<()> {
         let differs = |key: &str, now: Vec<String>, kept: &[String]| {
             if !now.is_empty() && now != kept {
-                bail!("{key} was fixed as {} when this cluster was made and cannot become {}", kept.join(","), now.join(","));
+                bail!(
+                    "{key} was fixed as {} when this cluster was made and cannot become {}",
+                    kept.join(","),
+                    now.join(",")
+                );
             }
             Ok(())
         };
@@ -104,7 +110,10 @@ pub fn service_ip(range: &Cidr, n: u128) -> IpAddr {
 }
 
 fn parse(texts: &[String]) -> Result<Vec<Cidr>> {
-    texts.iter().map(|text| text.parse().map_err(|()| anyhow::anyhow!("cluster.json: {text:?} is not a range"))).collect()
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|()| anyhow::anyhow!("cluster.json: {text:?} is not a range")))
+        .collect()
 }
 
 /// Writes a file whole or not at all.
@@ -142,12 +151,16 @@ mod tests {
         assert!(cluster.check(&config(Settings::default())).is_ok());
         let other = config(Settings { pod_cidr: vec!["10.1.0.0/16".into()], ..Settings::default() });
         let error = cluster.check(&other).expect_err("refused").to_string();
-        assert_eq!(error, "pod-cidr was fixed as 10.244.0.0/16 when this cluster was made and cannot become 10.1.0.0/16");
+        assert_eq!(
+            error,
+            "pod-cidr was fixed as 10.244.0.0/16 when this cluster was made and cannot become 10.1.0.0/16"
+        );
     }
 
     #[test]
     fn blocks_follow_each_other() {
-        let shown = |range: &str| blocks(&range.parse().expect("range")).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let shown =
+            |range: &str| blocks(&range.parse().expect("range")).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(shown("10.244.0.0/16"), ["10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26", "10.244.0.192/26"]);
         assert_eq!(shown("10.244.0.0/26"), ["10.244.0.0/26"]);
         assert_eq!(shown("fd00::/64")[1], "fd00::40/122");

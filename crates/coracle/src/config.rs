@@ -236,19 +236,26 @@ impl Settings {
         one_per_family("node-ip", &node_ips, IpAddr::is_ipv4, problems);
         for ip in &node_ips {
             if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
-                problems.push(format!("node-ip: {ip} cannot be reached from other machines; give an address of a network card"));
+                problems.push(format!(
+                    "node-ip: {ip} cannot be reached from other machines; give an address of a network card"
+                ));
             }
         }
         let pod_cidrs: Vec<Cidr> = parse_each("pod-cidr", &self.pod_cidr, "a range such as 10.244.0.0/16", problems);
-        let service_cidrs: Vec<Cidr> = parse_each("service-cidr", &self.service_cidr, "a range such as 10.96.0.0/12", problems);
+        let service_cidrs: Vec<Cidr> =
+            parse_each("service-cidr", &self.service_cidr, "a range such as 10.96.0.0/12", problems);
         check_ranges(&pod_cidrs, &service_cidrs, problems);
 
         if let Some(name) = &self.node_name {
-            problems.extend(api::names::is_dns1123_subdomain(name).into_iter().map(|why| format!("node-name: {name:?}: {why}")));
+            problems.extend(
+                api::names::is_dns1123_subdomain(name).into_iter().map(|why| format!("node-name: {name:?}: {why}")),
+            );
         }
         let cluster_domain = self.cluster_domain.unwrap_or_else(|| "cluster.local".into());
         problems.extend(
-            api::names::is_dns1123_subdomain(&cluster_domain).into_iter().map(|why| format!("cluster-domain: {cluster_domain:?}: {why}")),
+            api::names::is_dns1123_subdomain(&cluster_domain)
+                .into_iter()
+                .map(|why| format!("cluster-domain: {cluster_domain:?}: {why}")),
         );
         let cgroup_root = self.cgroup_root.unwrap_or_else(|| "coracle.slice".into());
         if cgroup_root.is_empty() || cgroup_root.split('/').any(|part| part.is_empty() || part == "..") {
@@ -387,7 +394,11 @@ mod tests {
         let mut problems = Vec::new();
         let settings = parse("config.yaml", yaml, &mut problems);
         let config = settings.resolve(&mut problems);
-        let shown = if problems.is_empty() { format!("{} {:?}", config.data_dir.display(), config.pod_cidrs) } else { problems.join("\n") };
+        let shown = if problems.is_empty() {
+            format!("{} {:?}", config.data_dir.display(), config.pod_cidrs)
+        } else {
+            problems.join("\n")
+        };
         expected.assert_eq(&shown);
     }
 
@@ -403,18 +414,24 @@ mod tests {
 
     #[test]
     fn names_a_value_of_the_wrong_type() {
-        check("api-port: six\ndata-dir: 5", expect![[r#"
+        check(
+            "api-port: six\ndata-dir: 5",
+            expect![[r#"
             config.yaml: api-port: must be a port number, not "six"
-            config.yaml: data-dir: must be text, not 5"#]]);
+            config.yaml: data-dir: must be text, not 5"#]],
+        );
     }
 
     #[test]
     fn reports_all_bad_ranges_at_once() {
-        check("pod-cidr: [10.0.0.0/8, 10.1.0.0/16]\nservice-cidr: 10.0.0.0/11", expect![[r#"
+        check(
+            "pod-cidr: [10.0.0.0/8, 10.1.0.0/16]\nservice-cidr: 10.0.0.0/11",
+            expect![[r#"
             pod-cidr: 10.1.0.0/16 is a second one of its family; give at most one IPv4 and one IPv6
             service-cidr: 10.0.0.0/11 is too large: the shortest allowed prefix is /12
             service-cidr: 10.0.0.0/11 overlaps pod-cidr 10.0.0.0/8
-            service-cidr: 10.0.0.0/11 overlaps pod-cidr 10.1.0.0/16"#]]);
+            service-cidr: 10.0.0.0/11 overlaps pod-cidr 10.1.0.0/16"#]],
+        );
     }
 
     #[test]

@@ -61,7 +61,14 @@ pub fn issue(config: &Config, user: &str, group: Option<String>) -> Result<Strin
 ///
 /// # Errors
 /// When the certificate cannot be made.
-pub fn for_user(authority: &Authority, ip: IpAddr, port: u16, user: &str, group: Option<String>, now: Timestamp) -> Result<String> {
+pub fn for_user(
+    authority: &Authority,
+    ip: IpAddr,
+    port: u16,
+    user: &str,
+    group: Option<String>,
+    now: Timestamp,
+) -> Result<String> {
     let order = Order { name: user.to_owned(), purpose: Purpose::Client { group }, life: USER_LIFE };
     let leaf = authority.issue(&order, now)?;
     Ok(render(SocketAddr::new(ip, port), authority.certificate(), user, &leaf))

@@ -6,6 +6,7 @@ mod check;
 mod cluster;
 mod config;
 mod kubeconfig;
+mod kubelet;
 mod network;
 mod node_dialer;
 mod serve;

@@ -26,7 +26,8 @@ impl NodeDialer for TlsDialer {
             };
             let ip: IpAddr = node.host.parse().map_err(|_| failed("its address is not an IP address".to_owned()))?;
             let connected = timeout(PATIENCE, TcpStream::connect((ip, node.port))).await;
-            let stream = connected.map_err(|_| failed("timed out".to_owned()))?.map_err(|error| failed(error.to_string()))?;
+            let stream =
+                connected.map_err(|_| failed("timed out".to_owned()))?.map_err(|error| failed(error.to_string()))?;
             stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
             let handshake = TlsConnector::from(self.0.clone()).connect(ServerName::from(ip), stream);
             let stream = timeout(PATIENCE, handshake).await.map_err(|_| failed("timed out".to_owned()))?;

@@ -17,6 +17,7 @@ use image::unpack::Unpacker;
 use jiff::Timestamp;
 use net::ipam::Pool;
 use net::pods::PodNetwork;
+use node::server::Endpoint;
 use node::shared::{Registry as NodeRegistry, Roots};
 use runtime::Runtime;
 use server::authn::ClusterAuthenticator;
@@ -39,6 +40,7 @@ use crate::bootstrap::{self, Wanted};
 use crate::cluster::{self, Cluster};
 use crate::config::Config;
 use crate::kubeconfig;
+use crate::kubelet;
 use crate::network::Network;
 use crate::node_dialer::TlsDialer;
 
@@ -62,7 +64,8 @@ pub fn run(config: Config) -> Result<()> {
 }
 
 fn init_logging(level: &str) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level).with_context(|| format!("log-level: {level:?} is no filter"))?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(level).with_context(|| format!("log-level: {level:?} is no filter"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     Ok(())
 }
@@ -109,7 +112,8 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
         private_dir(dir)?;
     }
     admin::write_pid(config, "main", std::process::id())?;
-    let node_ips = if config.node_ips.is_empty() { net::probe::default_source_addresses() } else { config.node_ips.clone() };
+    let node_ips =
+        if config.node_ips.is_empty() { net::probe::default_source_addresses() } else { config.node_ips.clone() };
     let rng: Rng = Arc::new(|bytes: &mut [u8]| {
         rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty()).expect("the kernel has random numbers");
     });
@@ -125,11 +129,12 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
         cancel: cancel.clone(),
     };
     let keys = Keyring::open(&kubeconfig::pki_dir(config), Timestamp::now())?;
-    let (server, kubelet_tls) = start_api(&cell, keys, tasks).await?;
+    let api = start_api(&cell, keys, tasks).await?;
+    let server = api.server.clone();
     bootstrap::run(&server.local(User::loopback("system:apiserver")), &wanted(&cell)?).await?;
     let images = open_images(config)?;
     start_network(&cell, &server, tasks)?;
-    start_node(&cell, &server, images.clone(), kubelet_tls, tasks).await?;
+    start_node(&cell, api, images.clone(), tasks)?;
     start_controllers(&cell, &server, tasks)?;
     let status = admin::Status {
         version: VERSION.to_owned(),
@@ -148,8 +153,15 @@ fn private_dir(dir: &std::path::Path) -> Result<()> {
     builder.recursive(true).mode(0o700).create(dir).with_context(|| format!("could not create {}", dir.display()))
 }
 
-/// Store and API server; returns the TLS configuration for the kubelet's endpoint too.
-async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<(Arc<Server>, Arc<rustls::ServerConfig>)> {
+/// The API server, and what the node's own API shares with it.
+struct Api {
+    server: Arc<Server>,
+    authenticator: Arc<ClusterAuthenticator>,
+    authorizer: Arc<ClusterAuthorizer>,
+    kubelet_tls: Arc<rustls::ServerConfig>,
+}
+
+async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<Api> {
     let config = &cell.config;
     let vfs = Arc::new(store::vfs::RealVfs);
     let secrets = kubeconfig::pki_dir(config).join("secrets.keys");
@@ -162,35 +174,38 @@ async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<
     let apiserver = Renewed::new(&keys.authority, "kube-apiserver", Purpose::Server { names }, now)?;
     let masters = || Purpose::Client { group: Some("system:masters".to_owned()) };
     let to_kubelet = Renewed::new(&keys.authority, "kube-apiserver-kubelet-client", masters(), now)?;
-    let node_names = std::iter::once(cell.cluster.node_name.clone()).chain(cell.node_ips.iter().map(ToString::to_string));
+    let node_names =
+        std::iter::once(cell.cluster.node_name.clone()).chain(cell.node_ips.iter().map(ToString::to_string));
     let kubelet = Renewed::new(&keys.authority, "kubelet", Purpose::Server { names: node_names.collect() }, now)?;
     let api_tls = live::server_config(apiserver.live.clone(), keys.authority.certificate(), &["h2", "http/1.1"])?;
     let kubelet_tls = Arc::new(live::server_config(kubelet.live.clone(), keys.authority.certificate(), &["http/1.1"])?);
     let dialer = live::client_config(to_kubelet.live.clone(), keys.authority.certificate(), &["http/1.1"])?;
 
     let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
-    let tokens = Arc::new(Tokens::new(&keys.service_accounts, &issuer, store.clone(), cell.clock.clone()).map_err(|error| {
-        anyhow::anyhow!("{}: {error}", kubeconfig::pki_dir(config).join("service-accounts.key").display())
-    })?);
+    let tokens =
+        Arc::new(Tokens::new(&keys.service_accounts, &issuer, store.clone(), cell.clock.clone()).map_err(|error| {
+            anyhow::anyhow!("{}: {error}", kubeconfig::pki_dir(config).join("service-accounts.key").display())
+        })?);
     let authorizer = Arc::new(ClusterAuthorizer::new(store.clone()));
     let authenticator = Arc::new(ClusterAuthenticator::new(tokens.clone()));
     let mut parts = ServerConfig::new(
         store.clone(),
         kinds::registry(),
-        authenticator,
+        authenticator.clone(),
         authorizer.clone(),
         cell.clock.clone(),
         cell.rng.clone(),
     );
     parts.admission = server::admission::chain(authorizer.clone(), cell.rng.clone());
-    parts.reviewer = Arc::new(Reviews { authorizer, tokens: tokens.clone() });
+    parts.reviewer = Arc::new(Reviews { authorizer: authorizer.clone(), tokens: tokens.clone() });
     parts.tokens = tokens;
     parts.node_dialer = Arc::new(TlsDialer(Arc::new(dialer)));
     parts.advertised = SocketAddr::new(cell.node_ips[0], config.api_port).to_string();
     parts.shutdown = cell.cancel.clone();
     let server = Server::new(parts);
 
-    let listener = listen(config.api_port, cell.node_ips.iter().any(IpAddr::is_ipv6)).context("could not listen for the API")?;
+    let listener =
+        listen(config.api_port, cell.node_ips.iter().any(IpAddr::is_ipv6)).context("could not listen for the API")?;
     let (serving, cancel) = (server.clone(), cell.cancel.clone());
     tasks.spawn(async move { Ok(serving.serve(listener, Some(Arc::new(api_tls)), cancel).await?) });
     let maintaining = server.clone();
@@ -233,15 +248,16 @@ async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<
             }
         }
     });
-    Ok((server, kubelet_tls))
+    Ok(Api { server, authenticator, authorizer, kubelet_tls })
 }
 
 /// Every name by which the API is reached.
 fn api_names(cell: &Cell) -> Result<Vec<String>> {
     let domain = &cell.config.cluster_domain;
-    let mut names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", "::1"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut names: Vec<String> =
+        ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", "::1"]
+            .map(str::to_owned)
+            .to_vec();
     names.push(format!("kubernetes.default.svc.{domain}"));
     names.push(cell.cluster.node_name.clone());
     names.extend(cell.node_ips.iter().map(ToString::to_string));
@@ -310,34 +326,44 @@ fn component(server: &Arc<Server>, name: &str) -> Client {
     server.local(User::new(name, &groups))
 }
 
-async fn start_node(
-    cell: &Cell,
-    server: &Arc<Server>,
-    images: ImageStore,
-    _tls: Arc<rustls::ServerConfig>,
-    tasks: &mut Tasks,
-) -> Result<()> {
+fn start_node(cell: &Cell, api: Api, images: ImageStore, tasks: &mut Tasks) -> Result<()> {
     let config = &cell.config;
-    let (runtime, runtime_events) = Runtime::new(runtime_config(config)).context("could not start the container runtime")?;
+    let Api { server, authenticator, authorizer, kubelet_tls } = api;
+    let (runtime, runtime_events) =
+        Runtime::new(runtime_config(config)).context("could not start the container runtime")?;
     let pod_ranges = cell.cluster.pod_ranges()?;
     let pools = pod_ranges.iter().map(|range| Pool::new(cluster::blocks(range))).collect();
     let mtu = net::probe::mtu_towards(IpAddr::from([192, 0, 2, 1])).unwrap_or(1500);
     let network = Network(Arc::new(PodNetwork::new(pools, mtu)));
     let registry = NodeRegistry::default();
+    let roots = Roots {
+        kubelet: config.kubelet_dir.clone(),
+        pod_logs: config.pod_logs_dir.clone(),
+        container_logs: config.container_logs_dir.clone(),
+        seccomp: config.kubelet_dir.join("seccomp"),
+        ..Roots::default()
+    };
+    let endpoint = Endpoint::new(
+        registry.clone(),
+        runtime.clone(),
+        roots.clone(),
+        kubelet::authorizer(authenticator, authorizer, &cell.cluster.node_name),
+        cell.cancel.clone(),
+    );
+    let listener = listen(config.kubelet_port, cell.node_ips.iter().any(IpAddr::is_ipv6))
+        .context("could not listen for the node")?;
+    tasks.spawn(async move {
+        endpoint.serve(listener, kubelet_tls).await;
+        Ok(())
+    });
     let node = node::run::Config {
         node_name: cell.cluster.node_name.clone(),
         node_ips: cell.node_ips.clone(),
-        roots: Roots {
-            kubelet: config.kubelet_dir.clone(),
-            pod_logs: config.pod_logs_dir.clone(),
-            container_logs: config.container_logs_dir.clone(),
-            seccomp: config.kubelet_dir.join("seccomp"),
-            ..Roots::default()
-        },
+        roots,
         pod_cidrs: pod_ranges.iter().map(|range| cluster::blocks(range)[0].to_string()).collect(),
         cluster_dns: wanted(cell)?.dns_ips,
         cluster_domain: config.cluster_domain.clone(),
-        client: component(server, &format!("system:node:{}", cell.cluster.node_name)),
+        client: component(&server, &format!("system:node:{}", cell.cluster.node_name)),
         runtime,
         runtime_events,
         images,
@@ -364,8 +390,10 @@ pub fn runtime_config(config: &Config) -> runtime::Config {
 
 fn start_controllers(cell: &Cell, server: &Arc<Server>, tasks: &mut Tasks) -> Result<()> {
     let for_identity = server.clone();
-    let client_for: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(move |name: &str| component(&for_identity, name));
-    let root_ca = fs::read_to_string(kubeconfig::pki_dir(&cell.config).join("ca.crt")).context("could not read the authority")?;
+    let client_for: Arc<dyn Fn(&str) -> Client + Send + Sync> =
+        Arc::new(move |name: &str| component(&for_identity, name));
+    let root_ca =
+        fs::read_to_string(kubeconfig::pki_dir(&cell.config).join("ca.crt")).context("could not read the authority")?;
     let controllers =
         controllers::Config { client_for: client_for.clone(), clock: cell.clock.clone(), served: served(), root_ca };
     let scheduler = scheduler::Config { client_for, clock: cell.clock.clone() };

@@ -67,7 +67,10 @@ async fn remove_pods(config: &Config) -> Result<()> {
         eprintln!("some containers did not stop within {GRACE:?} and are killed");
     }
     for pod in &pods {
-        runtime.remove_pod(&pod.plan.uid).await.with_context(|| format!("could not remove pod {}/{}", pod.plan.namespace, pod.plan.name))?;
+        runtime
+            .remove_pod(&pod.plan.uid)
+            .await
+            .with_context(|| format!("could not remove pod {}/{}", pod.plan.namespace, pod.plan.name))?;
     }
     Ok(())
 }
