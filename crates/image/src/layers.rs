@@ -440,17 +440,20 @@ impl Summary {
     }
 }
 
-/// Writes a file that is whole or absent, whatever happens. Blocks.
+/// Replaces a file, which is whole or as it was, whatever happens. The caller keeps others from doing so. Blocks.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().expect("files lie in a directory");
-    let new = path.with_extension(format!("new-{}", std::process::id()));
-    let written = File::create(&new).and_then(|mut file| {
+    write_durably_by(&path.with_extension("new"), path, bytes)
+}
+
+/// The same by way of a name that the caller alone uses.
+pub(crate) fn write_durably_by(new: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let written = File::create(new).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
     });
-    if let Err(error) = written.and_then(|()| fs::rename(&new, path)) {
-        let _ = fs::remove_file(&new); // the first error is the one to tell
+    if let Err(error) = written.and_then(|()| fs::rename(new, path)) {
+        let _ = fs::remove_file(new); // the first error is the one to tell
         return Err(error);
     }
-    File::open(directory)?.sync_all()
+    File::open(path.parent().expect("files lie in a directory"))?.sync_all()
 }

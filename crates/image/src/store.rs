@@ -24,7 +24,7 @@ use crate::credentials::Credentials;
 use crate::digest::Digest;
 use crate::gc::{self, Candidate, Disk, Policy};
 use crate::http::Http;
-use crate::layers::{LayerError, Layers, write_durably};
+use crate::layers::{LayerError, Layers, write_durably, write_durably_by};
 use crate::pull::{Progress, PullCause, PullError, Puller};
 use crate::reference::Reference;
 use crate::registries::Registries;
@@ -173,9 +173,11 @@ impl ImageStore {
     /// # Errors
     /// When the note cannot be written; nothing is lost but the time of a check.
     pub fn close(&self) -> Result<(), StoreError> {
-        let written = boot_id()
-            .and_then(|boot| write_durably(&self.inner.dir.join("boot"), format!("{boot} clean\n").as_bytes()));
-        written.map_err(|source| StoreError::Io { context: "could not close the image store".to_owned(), source })
+        let note = || {
+            let _lock = self.inner.lock()?;
+            write_durably(&self.inner.dir.join("boot"), format!("{} clean\n", boot_id()?).as_bytes())
+        };
+        note().map_err(|source| StoreError::Io { context: "could not close the image store".to_owned(), source })
     }
 
     /// Pulls an image, or what is missing of it, and gives it `reference` as a name.
@@ -474,12 +476,17 @@ impl Inner {
         })
     }
 
+    /// Keeps other processes from changing the list and the note about the boot.
+    fn lock(&self) -> io::Result<File> {
+        let lock = File::options().create(true).truncate(false).write(true).open(self.dir.join("images.lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+        Ok(lock)
+    }
+
     /// Changes the list under its lock and makes the change durable. Blocks.
     fn update<T>(&self, change: impl FnOnce(&mut Vec<Record>) -> T) -> Result<T, StoreError> {
         let io = |source| StoreError::Io { context: "could not write the list of images".to_owned(), source };
-        let lock =
-            File::options().create(true).truncate(false).write(true).open(self.dir.join("images.lock")).map_err(io)?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| io(error.into()))?;
+        let _lock = self.lock().map_err(io)?;
         self.refresh()?;
         let mut records = self.state().records.clone();
         let result = change(&mut records);
@@ -497,7 +504,8 @@ impl Inner {
             let path = self.dir.join("content").join(digest.hex());
             if !path.exists() {
                 let io = |source| StoreError::Io { context: format!("could not keep {digest}"), source };
-                write_durably(&path, bytes).map_err(io)?;
+                let scratch = self.layers.scratch().map_err(io)?;
+                write_durably_by(&scratch.path.join("document"), &path, bytes).map_err(io)?;
             }
         }
         let id = record.id.clone();
@@ -598,6 +606,7 @@ impl Inner {
 
     /// What was synced before it was renamed cannot be torn by a crash, unless the disk lied: look once after each.
     fn verify_after_crash(&self) -> io::Result<()> {
+        let _lock = self.lock()?;
         let path = self.dir.join("boot");
         let noted = fs::read_to_string(&path).unwrap_or_default();
         let (boot, how) = noted.trim().split_once(' ').unwrap_or_default();
