@@ -30,6 +30,8 @@ use crate::views::Views;
 const WORKERS: usize = 5;
 /// How long a view may take to show a write before the key runs regardless. Source: `ExpectationsTimeout`.
 const VIEW_TIMEOUT: Duration = Duration::from_secs(300);
+/// How many outcomes are kept before those are dropped that nothing waits for.
+const OUTCOMES: usize = 1000;
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -173,6 +175,14 @@ impl Shell {
         if outcome.failure.is_some() || !outcome.pending.is_empty() {
             self.outcomes.insert(key, outcome);
         }
+        if self.outcomes.len() > OUTCOMES {
+            // Keys that never run again, such as those of objects that this controller removed.
+            let setting = &self.setting;
+            self.outcomes.retain(|_, outcome| {
+                outcome.pending.retain(|pending| !setting.is_visible(pending));
+                outcome.refused.is_some() || !outcome.pending.is_empty()
+            });
+        }
     }
 }
 
@@ -202,6 +212,16 @@ impl Setting {
             }
         }
         outcome
+    }
+
+    fn is_visible(&self, pending: &Pending) -> bool {
+        let view = |of: &GroupResource| self.informers.get(of).map(Informer::view);
+        match pending {
+            Pending::Revision(of, revision) => view(of).is_none_or(|view| view.revision() >= *revision),
+            Pending::Deleted(object, uid) => view(&object.group_resource()).is_none_or(|view| {
+                view.get(object).is_none_or(|found| found.meta().uid != *uid || found.meta().is_deleting())
+            }),
+        }
     }
 
     async fn await_view(&self, pending: &Pending, key: &Key) {

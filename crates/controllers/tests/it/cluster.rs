@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::key::GroupResource;
 use client::informer::{Informers, subscribe};
-use client::{Client, DeleteOptions, PatchType, Resource, system_clock};
+use client::{Client, Clock, DeleteOptions, PatchType, Resource};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use serde::de::DeserializeOwned;
@@ -21,6 +21,7 @@ use crate::PATIENCE;
 
 pub struct Cluster {
     pub client: Client,
+    pub clock: Clock,
     _tasks: JoinSet<()>,
     _stop: DropGuard,
 }
@@ -30,14 +31,25 @@ pub fn from_yaml<K: DeserializeOwned>(yaml: &str) -> K {
     serde_json::from_value(value).unwrap()
 }
 
+/// The time of day by tokio's clock, which a test can let run.
+fn clock() -> Clock {
+    let (day, start) = (jiff::Timestamp::now(), tokio::time::Instant::now());
+    Arc::new(move || day + start.elapsed())
+}
+
 fn random(out: &mut [u8]) {
     ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), out).unwrap();
 }
 
 impl Cluster {
     pub async fn start() -> Self {
+        Self::start_with(|client| client).await
+    }
+
+    /// Starts one whose components reach the server through `transport`.
+    pub async fn start_with(transport: fn(Client) -> Client) -> Self {
         let everybody = Arc::new(Everybody(User::loopback("tester")));
-        let (clock, store) = (system_clock(), Memory::new());
+        let (clock, store) = (clock(), Memory::new());
         let authorizer = Arc::new(ClusterAuthorizer::new(store.clone()));
         let rng: server::hooks::Rng = Arc::new(random);
         let mut config =
@@ -52,7 +64,7 @@ impl Cluster {
                 let is_account = name.starts_with("system:serviceaccount:");
                 let accounts: &[&str] = &["system:serviceaccounts", "system:serviceaccounts:kube-system"];
                 let groups = [if is_account { accounts } else { &[] }, &["system:authenticated"]].concat();
-                server.local(User::new(name, &groups))
+                transport(server.local(User::new(name, &groups)))
             })
         };
         let client = server.local(User::loopback("tester"));
@@ -74,9 +86,10 @@ impl Cluster {
             root_ca: "PEM".to_owned(),
         };
         tasks.spawn(controllers::run(config, cancel.clone()));
-        tasks.spawn(scheduler::run(scheduler::Config { client_for, clock }, cancel.clone()));
+        let config = scheduler::Config { client_for, clock: clock.clone() };
+        tasks.spawn(scheduler::run(config, cancel.clone()));
         tasks.spawn(kubelet(client.clone(), cancel.clone()));
-        let cluster = Self { client, _tasks: tasks, _stop: cancel.drop_guard() };
+        let cluster = Self { client, clock, _tasks: tasks, _stop: cancel.drop_guard() };
         let account = async || cluster.client.get::<ServiceAccount>("default", "default").await.ok();
         cluster.until("the default account", account).await;
         cluster
@@ -98,11 +111,13 @@ impl Cluster {
     /// Waits until a question has an answer.
     pub async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
         let answer = async {
+            let mut pause = Duration::from_millis(10);
             loop {
                 if let Some(answer) = ask().await {
                     return answer;
                 }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(500));
             }
         };
         match tokio::time::timeout(PATIENCE, answer).await {
