@@ -68,7 +68,8 @@ fn look(layer: &Path, name: &str) -> Look {
 
 /// overlayfs marks a deletion by a character device 0:0.
 fn is_whiteout(file: &impl std::os::fd::AsFd) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == 0)
+    rustix::fs::fstat(file)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == 0)
 }
 
 fn is_opaque(layer: &Path) -> bool {
@@ -97,6 +98,10 @@ mod tests {
         std::fs::write(bottom.join("etc/group"), "group").unwrap();
         std::os::unix::fs::symlink("/etc/hostname", top.join("etc/group")).unwrap();
         let accounts = read(&[top, middle, bottom]);
-        assert_eq!((accounts.passwd.as_str(), accounts.group.as_str()), ("middle", "group"), "a link cannot show the host's file");
+        assert_eq!(
+            (accounts.passwd.as_str(), accounts.group.as_str()),
+            ("middle", "group"),
+            "a link cannot show the host's file"
+        );
     }
 }

@@ -77,7 +77,8 @@ fn os(pod: &Pod, spec: &PodSpec) -> Result<(), Refusal> {
 
 /// What this node cannot enforce is not run without.
 fn security(spec: &PodSpec) -> Result<(), Refusal> {
-    let contexts = spec.init_containers.iter().flatten().chain(&spec.containers).filter_map(|c| c.security_context.as_ref());
+    let contexts =
+        spec.init_containers.iter().flatten().chain(&spec.containers).filter_map(|c| c.security_context.as_ref());
     let of_pod = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
     let mut profiles = contexts.filter_map(|context| context.app_armor_profile.as_ref()).chain(of_pod);
     if profiles.any(|profile| profile.type_ != "Unconfined") {
@@ -142,7 +143,11 @@ fn ports<'a>(spec: &PodSpec, others: impl Iterator<Item = &'a Pod>) -> Result<()
         ports
             .filter_map(|port| {
                 let number = port.host_port.filter(|number| *number > 0)?;
-                let ip = port.host_ip.clone().filter(|ip| !ip.is_empty() && ip != "::").unwrap_or_else(|| "0.0.0.0".to_owned());
+                let ip = port
+                    .host_ip
+                    .clone()
+                    .filter(|ip| !ip.is_empty() && ip != "::")
+                    .unwrap_or_else(|| "0.0.0.0".to_owned());
                 Some((port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), number, ip))
             })
             .collect()
@@ -187,7 +192,9 @@ fn affinity_matches(spec: &PodSpec, node: &Node) -> bool {
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    selected && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, labels, name)))
+    selected
+        && required
+            .is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, labels, name)))
 }
 
 fn term_matches(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>, name: &str) -> bool {
@@ -260,7 +267,11 @@ mod tests {
             Err(("OutOfcpu", "Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000")),
         );
         let three = [json!({}), json!({}), json!({})];
-        check(json!({}), &three, Err(("OutOfpods", "Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3")));
+        check(
+            json!({}),
+            &three,
+            Err(("OutOfpods", "Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3")),
+        );
     }
 
     #[test]
@@ -270,19 +281,24 @@ mod tests {
                 {"matchExpressions": [{"key": "gen", "operator": operator, "values": values}]},
             ]}}}})
         };
-        let refused = Err(("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"));
+        let refused =
+            Err(("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"));
         check(json!({"nodeSelector": {"disk": "ssd"}}), &[], Ok(()));
         check(json!({"nodeSelector": {"disk": "hdd"}}), &[], refused);
         check(affinity("Gt", json!(["6"])), &[], Ok(()));
         check(affinity("In", json!(["6"])), &[], refused);
-        let untolerated = Err(("TaintToleration", "Predicate TaintToleration failed: node(s) had untolerated taint(s)"));
+        let untolerated =
+            Err(("TaintToleration", "Predicate TaintToleration failed: node(s) had untolerated taint(s)"));
         check(json!({"tolerations": []}), &[], untolerated);
     }
 
     #[test]
     fn host_ports_belong_to_one_pod() {
         let port = |ip: &str| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]});
-        let taken = Err(("NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"));
+        let taken = Err((
+            "NodePorts",
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        ));
         check(port(""), &[port("192.0.2.1")], taken);
         check(port("192.0.2.2"), &[port("192.0.2.1")], Ok(()));
     }
@@ -291,7 +307,11 @@ mod tests {
     fn what_cannot_be_enforced_is_refused() {
         let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
         check(sysctl("net.ipv4.tcp_syncookies"), &[], Ok(()));
-        check(sysctl("kernel.msgmax"), &[], Err(("SysctlForbidden", "forbidden sysctl: \"kernel.msgmax\" not allowlisted")));
+        check(
+            sysctl("kernel.msgmax"),
+            &[],
+            Err(("SysctlForbidden", "forbidden sysctl: \"kernel.msgmax\" not allowlisted")),
+        );
         check(
             json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}),
             &[],

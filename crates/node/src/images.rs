@@ -40,7 +40,8 @@ pub async fn ensure(
     let name = container.image.as_deref().unwrap_or_default();
     let of = Some(container.name.as_str());
     let reference = Reference::parse(name).map_err(|error| {
-        let message = format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");
+        let message =
+            format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");
         events.warning("InspectFailed", &message, of);
         Missing { reason: "InvalidImageName", message }
     })?;
@@ -64,7 +65,9 @@ pub async fn ensure(
         Ok(found) => {
             let took = go_millis(begun.elapsed());
             let size = found.size;
-            let text = format!("Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes.");
+            let text = format!(
+                "Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes."
+            );
             events.normal("Pulled", &text, of);
             Ok(found)
         }
@@ -77,11 +80,14 @@ pub async fn ensure(
 }
 
 /// Pulls on a thread of its own, unpacking waits for disks.
-async fn pull(images: ImageStore, reference: Reference, credentials: Vec<Credentials>) -> Result<Arc<Image>, PullError> {
+async fn pull(
+    images: ImageStore,
+    reference: Reference,
+    credentials: Vec<Credentials>,
+) -> Result<Arc<Image>, PullError> {
     let runtime = tokio::runtime::Handle::current();
-    let task = tokio::task::spawn_blocking(move || {
-        runtime.block_on(images.pull(&reference, &credentials, &NoProgress))
-    });
+    let task =
+        tokio::task::spawn_blocking(move || runtime.block_on(images.pull(&reference, &credentials, &NoProgress)));
     match task.await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -91,7 +97,8 @@ async fn pull(images: ImageStore, reference: Reference, credentials: Vec<Credent
 /// The registries' credentials in the pod's pull secrets.
 async fn credentials(client: &Client, events: &PodEvents, pod: &Pod) -> Vec<Credentials> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()).map(|secret| secret.name.as_str());
+    let names =
+        pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()).map(|secret| secret.name.as_str());
     let (mut all, mut missing) = (Vec::new(), Vec::new());
     for name in names.filter(|name| !name.is_empty()) {
         let secret: Result<Secret, Status> = client.get(namespace, name).await;
@@ -105,7 +112,9 @@ async fn credentials(client: &Client, events: &PodEvents, pod: &Pod) -> Vec<Cred
     }
     if !missing.is_empty() {
         let names = missing.join(", ");
-        let text = format!("Unable to retrieve some image pull secrets ({names}); attempting to pull the image may not succeed.");
+        let text = format!(
+            "Unable to retrieve some image pull secrets ({names}); attempting to pull the image may not succeed."
+        );
         events.warning("FailedToRetrieveImagePullSecret", &text, None);
     }
     all

@@ -21,6 +21,7 @@ pub mod pod_status;
 pub mod probes;
 pub mod resources;
 pub mod run;
+pub mod server;
 pub mod shared;
 pub mod sources;
 pub mod status;

@@ -127,7 +127,8 @@ fn pressure(data_dir: &std::path::Path) -> Pressure {
         stat.f_bavail * 10 < stat.f_blocks || short_of_inodes
     });
     let number = |path: &str| trimmed(path).parse::<u64>().ok();
-    let processes = trimmed("/proc/loadavg").split(' ').nth(3).and_then(|part| part.split('/').nth(1)?.parse::<u64>().ok());
+    let processes =
+        trimmed("/proc/loadavg").split(' ').nth(3).and_then(|part| part.split('/').nth(1)?.parse::<u64>().ok());
     let pids = match (processes, number("/proc/sys/kernel/pid_max")) {
         (Some(used), Some(max)) => used * 10 > max * 9,
         _ => false,
@@ -136,7 +137,14 @@ fn pressure(data_dir: &std::path::Path) -> Pressure {
 }
 
 /// The status as it should be, the transition times of `old` kept where nothing changed.
-fn status(identity: &Identity, machine: &Machine, images: &ImageStore, pressure: Pressure, old: &Value, now: Timestamp) -> Value {
+fn status(
+    identity: &Identity,
+    machine: &Machine,
+    images: &ImageStore,
+    pressure: Pressure,
+    old: &Value,
+    now: Timestamp,
+) -> Value {
     let amounts: BTreeMap<String, String> =
         machine.allocatable.iter().map(|(name, amount)| (name.clone(), amount.to_string())).collect();
     let mut addresses: Vec<Value> =
@@ -180,7 +188,9 @@ fn conditions(pressure: Pressure, old: &Value, now: Timestamp) -> Vec<Value> {
     let one = |name: &str, status: bool, reason: &str, message: &str| {
         let text = if status { "True" } else { "False" };
         let before = old.as_array().into_iter().flatten().find(|condition| condition["type"] == name);
-        let since = before.filter(|condition| condition["status"] == text).map(|condition| condition["lastTransitionTime"].clone());
+        let since = before
+            .filter(|condition| condition["status"] == text)
+            .map(|condition| condition["lastTransitionTime"].clone());
         let since = since.filter(Value::is_string).unwrap_or_else(|| json!(stamp));
         json!({"type": name, "status": text, "reason": reason, "message": message,
             "lastHeartbeatTime": stamp, "lastTransitionTime": since})
@@ -274,22 +284,36 @@ pub async fn keep_alive(
     }
 }
 
-async fn begin(client: &Client, identity: &Identity, machine: &Machine, images: &ImageStore, clock: &Clock) -> Result<Node, Status> {
+async fn begin(
+    client: &Client,
+    identity: &Identity,
+    machine: &Machine,
+    images: &ImageStore,
+    clock: &Clock,
+) -> Result<Node, Status> {
     register(client, identity).await?;
     report(client, identity, machine, images, clock()).await?;
     client.get("", &identity.name).await
 }
 
-async fn report(client: &Client, identity: &Identity, machine: &Machine, images: &ImageStore, now: Timestamp) -> Result<(), Status> {
+async fn report(
+    client: &Client,
+    identity: &Identity,
+    machine: &Machine,
+    images: &ImageStore,
+    now: Timestamp,
+) -> Result<(), Status> {
     let node: Node = client.get("", &identity.name).await?;
     let old = serde_json::to_value(&node.status).map_err(Status::internal)?;
     let status = status(identity, machine, images, pressure(&identity.data_dir), &old, now);
     // A merge patch replaces lists whole; conditions of others are kept by hand.
     let mut status = status;
     let ours = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
-    let foreign = old["conditions"].as_array().into_iter().flatten().filter(|condition| {
-        condition["type"].as_str().is_some_and(|name| !ours.contains(&name))
-    });
+    let foreign = old["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|condition| condition["type"].as_str().is_some_and(|name| !ours.contains(&name)));
     let foreign: Vec<Value> = foreign.cloned().collect();
     if let Some(conditions) = status["conditions"].as_array_mut() {
         conditions.splice(0..0, foreign);
@@ -307,7 +331,8 @@ impl Heartbeat {
     /// Changes nothing but the time, so that the store need not write it at once.
     async fn renew(&mut self, now: Timestamp) -> Result<(), Status> {
         let time = MicroTime(now);
-        let patch = json!({"spec": {"renewTime": time, "holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS}});
+        let patch =
+            json!({"spec": {"renewTime": time, "holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS}});
         match self.client.patch::<Lease>(LEASE_NAMESPACE, &self.name, PatchType::Merge, patch).await {
             Err(error) if error.is_not_found() => {}
             result => return result.map(drop),
@@ -346,7 +371,10 @@ mod tests {
         let found = conditions(Pressure { disk: true, ..Pressure::default() }, &old, now);
         let since = |name: &str| {
             let condition = found.iter().find(|condition| condition["type"] == name).unwrap();
-            (condition["status"].as_str().unwrap().to_owned(), condition["lastTransitionTime"].as_str().unwrap().to_owned())
+            (
+                condition["status"].as_str().unwrap().to_owned(),
+                condition["lastTransitionTime"].as_str().unwrap().to_owned(),
+            )
         };
         assert_eq!(since("Ready"), ("True".to_owned(), "2026-01-01T00:00:00Z".to_owned()));
         assert_eq!(since("DiskPressure"), ("True".to_owned(), "2026-11-23T10:00:00Z".to_owned()));

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements,
+    VolumeMountStatus,
 };
 
 use crate::pod_machine::container::{Role, Slot, State, Waiting, should_restart};

@@ -2,20 +2,20 @@
 //!
 //! Source: kubelet.go, `syncLoop` and `HandlePodCleanups`; pod_workers.go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use api::object::Object;
 use client::events::Recorder;
-use client::informer::{Delta, Informer, Informers};
+use client::informer::{Delta, Informer, Informers, View};
 use client::{Client, Clock, Resource};
 use image::store::ImageStore;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use rustix::event::{PollFd, PollFlags};
 use runtime::Runtime;
 use runtime::plan::{AdoptedPod, ContainerState};
+use rustix::event::{PollFd, PollFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::admission;
 use crate::network::PodNetwork;
 use crate::node_status::{self, Identity};
 use crate::plan::files::ClusterDns;
@@ -30,7 +31,6 @@ use crate::pod_machine::{Adopted, AdoptedContainer, Machine};
 use crate::shared::{Registry, Roots, Shared};
 use crate::sources::Sources;
 use crate::worker::{self, Handle, Message, Past};
-use crate::admission;
 
 /// Everything that the node is given.
 pub struct Config {
@@ -163,13 +163,7 @@ impl Loop {
             None => return Ok(()),
             Some(view) => view?,
         };
-        // What runs and is not in the API goes.
-        let known: std::collections::BTreeSet<&str> = view.iter().map(|object| object.meta().uid.as_str()).collect();
-        let gone: Vec<String> = self.found.keys().filter(|uid| !known.contains(uid.as_str())).cloned().collect();
-        for uid in gone {
-            self.remove_orphan(uid);
-        }
-        self.remove_directories(&known);
+        self.remove_orphans(&view);
         let mut changes = pods.subscribe();
         let mut mounts = mount_changes();
         let mut node = self.node.clone();
@@ -252,7 +246,8 @@ impl Loop {
             return Ok(());
         }
         let known = self.shared.registry.all();
-        let active = known.iter().filter(|known| !matches!(known.status.phase.as_deref(), Some("Succeeded" | "Failed")));
+        let active =
+            known.iter().filter(|known| !matches!(known.status.phase.as_deref(), Some("Succeeded" | "Failed")));
         admission::admit(pod, node, active.map(|known| known.pod.as_ref()))
     }
 
@@ -292,24 +287,23 @@ impl Loop {
         });
     }
 
-    fn remove_orphan(&mut self, uid: String) {
-        info!(pod = uid, "pod is gone from the API: its containers are killed");
-        self.found.remove(&uid);
-        let shared = self.shared.clone();
-        self.tasks.spawn(async move {
-            worker::remove_orphan(&shared, &uid).await;
-            String::new()
-        });
-    }
-
-    /// Directories of pods that are neither in the API nor running: a crash between two steps left them.
-    fn remove_directories(&mut self, known: &std::collections::BTreeSet<&str>) {
-        for entry in std::fs::read_dir(self.shared.roots.kubelet.join("pods")).into_iter().flatten().flatten() {
-            let Ok(uid) = entry.file_name().into_string() else { continue };
-            let ours = crate::volumes::is_ours(&entry.path());
-            if ours && !known.contains(uid.as_str()) && !self.found.contains_key(&uid) {
-                self.remove_orphan(uid);
-            }
+    /// What runs or has a directory here and is not in the API goes. Directories of another kubelet are left alone.
+    fn remove_orphans(&mut self, view: &View) {
+        let directories = std::fs::read_dir(self.shared.roots.kubelet.join("pods")).into_iter().flatten().flatten();
+        let ours = directories.filter(|entry| crate::volumes::is_ours(&entry.path()));
+        let mut orphans: BTreeSet<String> = ours.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        orphans.extend(self.found.keys().cloned());
+        for object in view.iter() {
+            orphans.remove(&object.meta().uid);
+        }
+        for uid in orphans {
+            info!(pod = uid, "pod is gone from the API: what is left of it is removed");
+            self.found.remove(&uid);
+            let shared = self.shared.clone();
+            self.tasks.spawn(async move {
+                worker::remove_orphan(&shared, &uid).await;
+                String::new()
+            });
         }
     }
 

@@ -131,10 +131,12 @@ impl Registry {
     /// The pod of this name: of several, one that is being replaced and its successor, the newest.
     pub fn named(&self, namespace: &str, name: &str) -> Option<Known> {
         let matches = |known: &Known| {
-            known.pod.metadata.namespace.as_deref() == Some(namespace) && known.pod.metadata.name.as_deref() == Some(name)
+            known.pod.metadata.namespace.as_deref() == Some(namespace)
+                && known.pod.metadata.name.as_deref() == Some(name)
         };
-        self.all().into_iter().filter(matches).max_by_key(|known| {
-            known.pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
-        })
+        self.all()
+            .into_iter()
+            .filter(matches)
+            .max_by_key(|known| known.pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
     }
 }

@@ -69,7 +69,8 @@ fn conditions(before: &Value, after: &Value) -> Value {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let before = list(before);
     let owned = |condition: &Value| condition["type"].as_str().is_some_and(|name| OWNED.contains(&name));
-    let changed: Vec<Value> = list(after).into_iter().filter(|condition| owned(condition) && !before.contains(condition)).collect();
+    let changed: Vec<Value> =
+        list(after).into_iter().filter(|condition| owned(condition) && !before.contains(condition)).collect();
     changed.into()
 }
 
@@ -118,7 +119,14 @@ enum Outcome {
     Failed,
 }
 
-async fn write(client: &Client, namespace: &str, name: &str, uid: &str, told: &mut PodStatus, next: &Desired) -> Outcome {
+async fn write(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    told: &mut PodStatus,
+    next: &Desired,
+) -> Outcome {
     let pods = Resource::of::<Pod>();
     if let Some(patch) = patch(uid, told, &next.status) {
         match client.patch_object(&pods, namespace, name, Some("status"), PatchType::Strategic, patch).await {
@@ -140,7 +148,8 @@ async fn write(client: &Client, namespace: &str, name: &str, uid: &str, told: &m
     if !next.remove {
         return Outcome::Done;
     }
-    let options = DeleteOptions { grace_period_seconds: Some(0), uid: Some(uid.to_owned()), ..DeleteOptions::default() };
+    let options =
+        DeleteOptions { grace_period_seconds: Some(0), uid: Some(uid.to_owned()), ..DeleteOptions::default() };
     match client.delete_object(&pods, namespace, name, options).await {
         Ok(_) => Outcome::Gone,
         Err(error) if error.is_not_found() || error.is_conflict() => Outcome::Gone,

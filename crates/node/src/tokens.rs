@@ -39,7 +39,12 @@ impl Tokens {
     ///
     /// # Errors
     /// When a token is needed and the API gives none; one that is only old is used on.
-    pub async fn of_pod(&mut self, client: &Client, pod: &Pod, now: Timestamp) -> Result<BTreeMap<String, Vec<Token>>, String> {
+    pub async fn of_pod(
+        &mut self,
+        client: &Client,
+        pod: &Pod,
+        now: Timestamp,
+    ) -> Result<BTreeMap<String, Vec<Token>>, String> {
         let mut all = BTreeMap::new();
         for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());

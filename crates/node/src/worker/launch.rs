@@ -71,7 +71,8 @@ struct Launch {
 
 impl Worker {
     pub(super) fn start_container(&mut self, name: String, attempt: i32) {
-        let (Some(container), Some(image)) = (self.machine.container(&name).cloned(), self.images.get(&name).cloned()) else {
+        let (Some(container), Some(image)) = (self.machine.container(&name).cloned(), self.images.get(&name).cloned())
+        else {
             return;
         };
         let launch = Launch {
@@ -107,13 +108,15 @@ impl Launch {
         let (runtime, name) = (self.shared.runtime.clone(), self.container.name.clone());
         let snapshot = self.sources.snapshot().await.map_err(config)?;
         let services = self.services().await?;
-        let env = plan::env::environment(&self.pod, &self.container, &services, &snapshot, &self.facts).map_err(config)?;
+        let env =
+            plan::env::environment(&self.pod, &self.container, &services, &snapshot, &self.facts).map_err(config)?;
         let id = runtime::new_id();
         let this = Arc::new(self);
         let (planner, plan_id) = (this.clone(), id.clone());
         // Sub-paths may lie on disks that do not answer.
         let planned = tokio::task::spawn_blocking(move || planner.plan(&plan_id, &env)).await;
-        let (plan, user) = planned.map_err(|error| config(format!("the container could not be planned: {error}")))??;
+        let (plan, user) =
+            planned.map_err(|error| config(format!("the container could not be planned: {error}")))??;
         let log = plan.log_path.clone();
         if let Some(previous) = &this.previous {
             if let Err(error) = runtime.remove_container(&this.uid, previous).await {
@@ -121,11 +124,8 @@ impl Launch {
             }
             this.remove_writable(previous).await;
         }
-        let create_failed = |error: runtime::Error| Failed {
-            reason: "CreateContainerError",
-            message: with_cause(&error),
-            exit: None,
-        };
+        let create_failed =
+            |error: runtime::Error| Failed { reason: "CreateContainerError", message: with_cause(&error), exit: None };
         runtime.create_container(&this.uid, plan).await.map_err(create_failed)?;
         this.events.normal("Created", "Container created", Some(&name));
         let started = match runtime.start_container(&this.uid, &id).await {
@@ -148,6 +148,7 @@ impl Launch {
         this.shared.images.mark_used(&this.image.id);
         if let Some(log) = log {
             this.link_log(&id, &log);
+            this.remove_old_logs();
         }
         Ok(Started { container: name, id, at: timestamp(started.at), user: Some(user) })
     }
@@ -169,9 +170,11 @@ impl Launch {
         let (shared, container) = (&self.shared, &self.container);
         let dir = shared.roots.pod(&self.uid);
         let accounts = accounts::read(&self.image.layers);
-        let identity = plan::identity::resolve(&self.pod, container, &self.image.config.user, &accounts).map_err(config)?;
+        let identity =
+            plan::identity::resolve(&self.pod, container, &self.image.config.user, &accounts).map_err(config)?;
         let mut binds = volumes::binds(container, &self.volumes, env, &dir).map_err(config)?;
-        self.add_files(&dir, id, &mut binds).map_err(|error| config(format!("the pod's files cannot be written: {error}")))?;
+        self.add_files(&dir, id, &mut binds)
+            .map_err(|error| config(format!("the pod's files cannot be written: {error}")))?;
         self.warn_unmounted_volumes(&binds);
         let host_name = if self.host_network() {
             fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
@@ -229,7 +232,9 @@ impl Launch {
     async fn remove_writable(&self, id: &str) {
         let dir = self.writable(id);
         let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(dir)).await;
-        if let Ok(Err(error)) = removed && error.kind() != std::io::ErrorKind::NotFound {
+        if let Ok(Err(error)) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             info!(pod = self.uid, %error, "an earlier run's files stay until the pod goes");
         }
     }
@@ -244,15 +249,20 @@ impl Launch {
         let path = self.shared.roots.seccomp.join(name);
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => Err(PlanError::Create(format!("cannot load seccomp profile {:?}: {error}", path.display())).into()),
+            Err(error) => {
+                Err(PlanError::Create(format!("cannot load seccomp profile {:?}: {error}", path.display())).into())
+            }
         }
     }
 
     /// hosts, host name, resolv.conf and the termination message, unless the container mounts its own there.
     fn add_files(&self, dir: &Path, id: &str, binds: &mut Vec<Bind>) -> std::io::Result<()> {
         let cluster = &self.shared.cluster_dns;
-        let read_only =
-            self.container.security_context.as_ref().is_some_and(|context| context.read_only_root_filesystem == Some(true));
+        let read_only = self
+            .container
+            .security_context
+            .as_ref()
+            .is_some_and(|context| context.read_only_root_filesystem == Some(true));
         let mut add = |source: PathBuf, target: &str, read_only: bool| {
             if !binds.iter().any(|bind| bind.target == target) {
                 let target = target.to_owned();
@@ -308,6 +318,33 @@ impl Launch {
         let linked = fs::create_dir_all(links).and_then(|()| std::os::unix::fs::symlink(target, links.join(name)));
         if let Err(error) = linked {
             info!(pod = self.uid, %error, "no link to the container's log");
+        }
+    }
+}
+
+impl Launch {
+    /// Keeps the logs of this run and of the one before, and no link to any other.
+    ///
+    /// Source: kuberuntime_gc.go, with its default of one dead container for each container.
+    fn remove_old_logs(&self) {
+        let logs = self.shared.roots.logs(&self.pod);
+        let number = |path: &Path| {
+            let name = path.file_name()?.to_str()?;
+            name.split('.').next()?.parse::<i32>().ok()
+        };
+        let old = |path: &Path| number(path).is_some_and(|run| run < self.attempt - 1);
+        let files =
+            fs::read_dir(logs.join(&self.container.name)).into_iter().flatten().flatten().map(|entry| entry.path());
+        let links =
+            fs::read_dir(&self.shared.roots.container_logs).into_iter().flatten().flatten().map(|entry| entry.path());
+        let dangling = links.filter(|link| {
+            let own = logs.join(&self.container.name);
+            fs::read_link(link).is_ok_and(|target| target.starts_with(own) && old(&target))
+        });
+        for path in files.filter(|path| old(path)).chain(dangling) {
+            if let Err(error) = fs::remove_file(&path) {
+                info!(path = %path.display(), %error, "an old log stays");
+            }
         }
     }
 }
@@ -379,9 +416,9 @@ pub(super) fn stop_signal(image: &Image) -> i32 {
 
 fn signal_number(name: &str) -> Option<i32> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
-        "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR",
-        "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
     ];
     if let Ok(number) = name.parse::<i32>() {
         return (1..=64).contains(&number).then_some(number);

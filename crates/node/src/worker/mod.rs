@@ -37,12 +37,18 @@ pub const MAILBOX: usize = 256;
 pub enum Message {
     Machine(Event),
     /// The runtime saw a container end; which one is known by its id.
-    ContainerExited { id: String, exit: runtime::plan::Exit },
+    ContainerExited {
+        id: String,
+        exit: runtime::plan::Exit,
+    },
     /// All volumes are ready.
     Mounted(BTreeMap<String, Ready>, Tokens),
     /// Payloads were brought up to date.
     Refreshed(Tokens),
-    ImageReady { container: String, image: Arc<Image> },
+    ImageReady {
+        container: String,
+        image: Arc<Image>,
+    },
     /// A Secret, a ConfigMap, or the machine's mounts may have changed.
     SourcesChanged,
     /// The object is gone from the API.
@@ -170,7 +176,7 @@ impl Worker {
             }
         }
         self.tasks.shutdown().await;
-        storage::forget(&self.shared.roots, self.machine.pod()).await;
+        storage::forget(&self.shared.roots, self.shared.roots.logs(self.machine.pod())).await;
         info!(pod = self.uid, "pod gone");
     }
 
@@ -411,7 +417,9 @@ impl Worker {
                             let event = Event::Probed { container: container.clone(), id: id.clone(), kind, healthy };
                             mailbox.send(Message::Machine(event)).await.ok();
                         }
-                        probes::Report::Record { reason, message } => events.warning(reason, &message, Some(&container)),
+                        probes::Report::Record { reason, message } => {
+                            events.warning(reason, &message, Some(&container))
+                        }
                     }
                 }
             };
@@ -449,7 +457,8 @@ fn until(then: Timestamp, now: Timestamp) -> Duration {
 
 /// A delay within the probe's period that depends on the container.
 fn spread(id: &str, target: &probes::Target) -> Duration {
-    let period = probes::of_container(&target.container, target.kind).and_then(|probe| probe.period_seconds).unwrap_or(10);
+    let period =
+        probes::of_container(&target.container, target.kind).and_then(|probe| probe.period_seconds).unwrap_or(10);
     let hash = id.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
     let millis = u64::try_from(period).unwrap_or(10).max(1) * 1000;
     Duration::from_millis(hash % millis)
@@ -462,6 +471,7 @@ pub(crate) use launch::LABEL_SIGNAL;
 pub(crate) async fn remove_orphan(shared: &Shared, uid: &str) {
     sandbox::remove_patiently(shared, uid).await;
     storage::remove_patiently(&shared.roots.pod(uid), uid).await;
+    storage::forget_uid(&shared.roots, uid).await;
 }
 
 /// The machine's words for how a run ended.

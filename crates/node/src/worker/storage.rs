@@ -168,7 +168,8 @@ async fn gather(
 /// The first volume that comes from the API, for messages about the API.
 fn payload_volume(pod: &Pod) -> String {
     let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let from_api = volumes.find(|volume| volume.projected.is_some() || volume.secret.is_some() || volume.config_map.is_some());
+    let from_api =
+        volumes.find(|volume| volume.projected.is_some() || volume.secret.is_some() || volume.config_map.is_some());
     from_api.map_or_else(|| "pod".to_owned(), |volume| volume.name.clone())
 }
 
@@ -219,8 +220,8 @@ async fn apart<T: Send + 'static>(
 }
 
 /// Deletes the logs of a pod that is gone, and the links to them.
-pub(super) async fn forget(roots: &Roots, pod: &Pod) {
-    let (logs, links) = (roots.logs(pod), roots.container_logs.clone());
+pub(super) async fn forget(roots: &Roots, logs: PathBuf) {
+    let links = roots.container_logs.clone();
     let removed = tokio::task::spawn_blocking(move || {
         for entry in std::fs::read_dir(&links).into_iter().flatten().flatten() {
             let target = std::fs::read_link(entry.path());
@@ -237,6 +238,15 @@ pub(super) async fn forget(roots: &Roots, pod: &Pod) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => info!(%error, "logs not deleted"),
         Err(error) => info!(%error, "logs not deleted"),
+    }
+}
+
+/// As [`forget`], for a pod of which only the uid is known.
+pub(super) async fn forget_uid(roots: &Roots, uid: &str) {
+    let suffix = format!("_{uid}");
+    let all = std::fs::read_dir(&roots.pod_logs).into_iter().flatten().flatten().map(|entry| entry.path());
+    for logs in all.filter(|path| path.to_string_lossy().ends_with(&suffix)) {
+        forget(roots, logs).await;
     }
 }
 

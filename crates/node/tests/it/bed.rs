@@ -73,7 +73,8 @@ impl TokenIssuer for Numbered {
         let mut reply = ask.request;
         let mut count = self.0.lock().unwrap();
         *count += 1;
-        let expires = Timestamp::now() + jiff::SignedDuration::from_secs(reply["spec"]["expirationSeconds"].as_i64().unwrap());
+        let expires =
+            Timestamp::now() + jiff::SignedDuration::from_secs(reply["spec"]["expirationSeconds"].as_i64().unwrap());
         reply["status"] = json!({"token": format!("token-{count}"), "expirationTimestamp": expires.to_string()});
         Box::pin(async move { Ok(reply) })
     }
@@ -84,12 +85,16 @@ fn busybox() -> Vec<u8> {
     let program = fs::read("/bin/busybox").expect("the package busybox-static is installed");
     let mut layer = Layer::new().dir("bin", 0o755).dir("etc", 0o755).dir("tmp", 0o1777);
     layer = layer.file("bin/busybox", 0o755, &program);
-    for applet in ["sh", "cat", "echo", "sleep", "id", "env", "hostname", "ls", "true", "false", "date", "test", "stat", "kill"] {
+    for applet in
+        ["sh", "cat", "echo", "sleep", "id", "env", "hostname", "ls", "true", "false", "date", "test", "stat", "kill"]
+    {
         layer = layer.symlink(&format!("bin/{applet}"), "busybox");
     }
-    let layer = layer
-        .file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n")
-        .file("etc/group", 0o644, b"root:x:0:\nuser:x:1000:\n");
+    let layer = layer.file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n").file(
+        "etc/group",
+        0o644,
+        b"root:x:0:\nuser:x:1000:\n",
+    );
     let config = json!({
         "architecture": testkit::images::architecture(), "os": "linux",
         "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
@@ -147,7 +152,7 @@ impl Bed {
         bed
     }
 
-    fn roots(&self) -> Roots {
+    pub fn roots(&self) -> Roots {
         Roots {
             kubelet: self.dir.join("kubelet"),
             pod_logs: self.dir.join("logs/pods"),
@@ -199,6 +204,20 @@ impl Bed {
         }
     }
 
+    /// The shim of a pod: the parent of its containers' first processes.
+    pub fn shim_of(&self, uid: &str) -> rustix::process::Pid {
+        let name = self.runtime_config.run_dir.to_string_lossy().into_owned();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command);
+            if command.contains("shim") && command.contains(uid) && command.contains(&name) {
+                return rustix::process::Pid::from_raw(pid).unwrap();
+            }
+        }
+        panic!("no shim of pod {uid}");
+    }
+
     /// Creates an object of a core resource.
     pub async fn create(&self, resource: &'static str, object: Value) {
         self.client.create_object(&Resource::new("", "v1", resource), "default", object).await.unwrap();
@@ -223,7 +242,11 @@ impl Bed {
     /// A pod with one container that runs a script.
     pub async fn script(&self, name: &str, script: &str) {
         let container = json!({"name": "main", "command": ["sh", "-c", script]});
-        self.pod(name, json!({"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1})).await;
+        self.pod(
+            name,
+            json!({"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}),
+        )
+        .await;
     }
 
     pub async fn status(&self, name: &str) -> PodStatus {
@@ -240,7 +263,10 @@ impl Bed {
             }
             if tokio::time::Instant::now() > deadline {
                 let events = self.events().await;
-                panic!("waited in vain for {what}: {}\nevents: {events:#?}", serde_json::to_string_pretty(&status).unwrap());
+                panic!(
+                    "waited in vain for {what}: {}\nevents: {events:#?}",
+                    serde_json::to_string_pretty(&status).unwrap()
+                );
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -273,8 +299,13 @@ impl Bed {
         let uid = self.client.get::<Pod>("default", pod).await.unwrap().metadata.uid.unwrap();
         let log = self.dir.join("logs/pods").join(format!("default_{pod}_{uid}")).join(container).join("0.log");
         let read = || {
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(|line| format!("{line}\n")).collect::<String>()
+            let mut text = Vec::new();
+            if let Ok(mut reader) = node::logs::Reader::open(&log, &node::logs::Options::default()) {
+                while let Some(more) = reader.read().ok().filter(|more| !more.is_empty()) {
+                    text.extend(more);
+                }
+            }
+            String::from_utf8(text).unwrap()
         };
         wait_for(needle, async || read().contains(needle)).await;
         read()

@@ -1,0 +1,93 @@
+//! Pods outlive the node's process, and the node outlives shims.
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde_json::json;
+
+use crate::bed::{Bed, PODS, is_ready, states};
+
+fn container(status: &PodStatus) -> (Option<String>, i32) {
+    let container = &status.container_statuses.as_ref().unwrap()[0];
+    (container.container_id.clone(), container.restart_count)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_node_shows_nowhere() {
+    let mut bed = Bed::new().await;
+    let container_spec = json!({
+        "name": "main", "command": ["sh", "-c", "touch /tmp/ready; exec sleep 1000"],
+        "readinessProbe": {"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1},
+    });
+    bed.pod("steady", json!({"containers": [container_spec], "terminationGracePeriodSeconds": 1})).await;
+    let before = bed.until_ready("steady").await;
+    let (_, mut watch) = bed.client.list_watch(PODS.everywhere()).await.unwrap();
+    bed.restart_node().await;
+    // The new process has taken over when it knows the pod and has started another.
+    bed.script("after", "exit 0").await;
+    bed.until_phase("after", "Succeeded").await;
+    let after = bed.status("steady").await;
+    assert_eq!(container(&before), container(&after));
+    assert_eq!(before.start_time, after.start_time);
+    while let Ok(Ok(changes)) = tokio::time::timeout(std::time::Duration::from_millis(1), watch.next()).await {
+        for object in changes.iter().filter_map(|change| change.current()) {
+            let pod: Pod = object.decode().unwrap();
+            if pod.metadata.name.as_deref() == Some("steady") {
+                assert!(is_ready(&pod.status.unwrap()), "readiness flickered");
+            }
+        }
+    }
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exits_while_nobody_watched_are_told() {
+    let mut bed = Bed::new().await;
+    bed.script("brief", "while ! test -e /tmp/go; do sleep 0.02; done; exit 9").await;
+    let status = bed.until_ready("brief").await;
+    let uid = bed.client.get::<Pod>("default", "brief").await.unwrap().metadata.uid.unwrap();
+    let id = container(&status).0.unwrap().trim_start_matches("coracle://").to_owned();
+    let runtime = bed.runtime.clone();
+    bed.stop_node().await;
+    let plan = runtime::plan::ExecPlan {
+        args: vec!["sh".into(), "-c".into(), "echo > /tmp/go".into()],
+        stdin: false,
+        tty: false,
+    };
+    let exec = runtime.exec(&uid, &id, plan).await.unwrap();
+    assert_eq!(exec.exit.await.unwrap(), 0);
+    bed.restart_node().await;
+    let status = bed.until_phase("brief", "Failed").await;
+    assert_eq!(states(&status)["main"], "Error 9");
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletions_while_nobody_watched_are_done() {
+    let mut bed = Bed::new().await;
+    bed.script("doomed", "exec sleep 1000").await;
+    bed.until_ready("doomed").await;
+    bed.stop_node().await;
+    // Removed by force: the new process finds a pod that the API does not know.
+    bed.delete("doomed", 0).await;
+    bed.until_gone("doomed").await;
+    bed.restart_node().await;
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_shim_restarts_its_pod_alone() {
+    let bed = Bed::new().await;
+    for name in ["victim", "bystander"] {
+        let container = json!({"name": "main", "command": ["sh", "-c", "exec sleep 1000"]});
+        bed.pod(name, json!({"containers": [container], "terminationGracePeriodSeconds": 1})).await;
+    }
+    let (victim, bystander) = (bed.until_ready("victim").await, bed.until_ready("bystander").await);
+    let uid = bed.client.get::<Pod>("default", "victim").await.unwrap().metadata.uid.unwrap();
+    let shim = bed.shim_of(&uid);
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
+    let after =
+        bed.until("victim", "another run", |status| is_ready(status) && container(status) != container(&victim)).await;
+    assert_eq!(container(&after).1, 1);
+    bed.until_event("Normal SandboxChanged: Pod sandbox changed, it will be killed and re-created.").await;
+    assert_eq!(container(&bed.status("bystander").await), container(&bystander));
+    bed.finish().await;
+}
