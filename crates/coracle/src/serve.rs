@@ -111,7 +111,6 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
     for dir in [&config.data_dir, &config.run_dir, &config.config_dir] {
         private_dir(dir)?;
     }
-    admin::write_pid(config, "main", std::process::id())?;
     let node_ips =
         if config.node_ips.is_empty() { net::probe::default_source_addresses() } else { config.node_ips.clone() };
     let rng: Rng = Arc::new(|bytes: &mut [u8]| {
@@ -130,6 +129,8 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
     };
     let keys = Keyring::open(&kubeconfig::pki_dir(config), Timestamp::now())?;
     let api = start_api(&cell, keys, tasks).await?;
+    // Only the holder of the store is the server that `stop` means: a second one was refused above.
+    admin::write_pid(config, "main", std::process::id())?;
     let server = api.server.clone();
     bootstrap::run(&server.local(User::loopback("system:apiserver")), &wanted(&cell)?).await?;
     let images = open_images(config)?;
