@@ -26,6 +26,8 @@ use crate::server::Server;
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 const MAX_FRAME: u32 = 256 * 1024;
+/// What a client that does not read may hold back in a stream.
+const SEND_BUFFER: usize = 128 * 1024;
 /// Informers hold a stream each on one connection.
 const STREAMS: u32 = 1000;
 /// Streams that a peer has reset before they were accepted, and errors of its own making, that end the connection.
@@ -132,6 +134,7 @@ impl Server {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
+            .max_send_buf_size(SEND_BUFFER)
             .max_concurrent_streams(STREAMS)
             .max_pending_accept_reset_streams(RESETS)
             .max_local_error_reset_streams(RESETS)

@@ -159,7 +159,7 @@ struct Seen {
 /// Why a handler ended early.
 pub(crate) enum Stop {
     Refused(Status),
-    Answered(Response<Body>),
+    Answered(Box<Response<Body>>),
 }
 
 impl From<Status> for Stop {
@@ -170,7 +170,7 @@ impl From<Status> for Stop {
 
 impl From<Refused> for Stop {
     fn from(refused: Refused) -> Self {
-        Self::Answered(refused.into())
+        Self::Answered(Box::new(refused.into()))
     }
 }
 
@@ -179,7 +179,8 @@ impl Exchange<'_> {
         match &attributes.target {
             Target::Path(path) => self.outside(path),
             Target::Resource(path) => match self.resource(&attributes.verb, path, body, upgrade).await {
-                Ok(response) | Err(Stop::Answered(response)) => response,
+                Ok(response) => response,
+                Err(Stop::Answered(response)) => *response,
                 Err(Stop::Refused(status)) => reply::status(&status),
             },
         }
@@ -272,7 +273,7 @@ impl Exchange<'_> {
             Some(sub) => sub.verbs,
         };
         // One object of a namespaced kind is named within its namespace.
-        let complete = endpoint.path.namespace.is_empty() == !endpoint.served.is_namespaced()
+        let complete = !endpoint.path.namespace.is_empty()
             || matches!(verb, Verb::List | Verb::Watch)
             || !endpoint.served.is_namespaced();
         if allowed.contains(&verb) && complete { Ok(()) } else { Err(not_allowed(endpoint, name)) }

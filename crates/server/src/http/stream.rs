@@ -27,10 +27,10 @@ use crate::registry::watch::{Event, Watch};
 const BOOKMARKS: Duration = Duration::from_secs(60);
 
 /// Ready events are sent in one piece up to this size.
-const PIECE: usize = 256 * 1024;
+const PIECE: usize = 64 * 1024;
 
-/// Encodings kept for other watchers: enough for all events that several watchers are about to be woken for.
-const KEPT: usize = 512;
+/// Bytes of encodings kept for other watchers: the events that several watchers have just been woken for.
+const KEPT: usize = 1024 * 1024;
 
 /// Encodings of recent events, shared by all watchers.
 #[derive(Default)]
@@ -40,6 +40,7 @@ pub struct Encodings(Mutex<Recent>);
 struct Recent {
     by_key: HashMap<EncodingKey, Bytes>,
     order: VecDeque<EncodingKey>,
+    bytes: usize,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -66,11 +67,12 @@ impl Encodings {
         let mut recent = lock();
         if recent.by_key.insert(key.clone(), bytes.clone()).is_none() {
             recent.order.push_back(key);
+            recent.bytes += bytes.len();
         }
-        if recent.order.len() > KEPT
+        while recent.bytes > KEPT
             && let Some(oldest) = recent.order.pop_front()
         {
-            recent.by_key.remove(&oldest);
+            recent.bytes -= recent.by_key.remove(&oldest).map_or(0, |bytes| bytes.len());
         }
         bytes
     }
@@ -176,7 +178,7 @@ impl Sender {
 
     /// The event and all that are ready behind it.
     fn piece(&mut self, first: Event) -> Option<Bytes> {
-        let Some(first) = self.encode(first) else { return None };
+        let first = self.encode(first)?;
         let Some(second) = self.watch.ready() else { return Some(first) };
         let mut piece = BytesMut::from(&first[..]);
         let mut next = Some(second);

@@ -228,10 +228,9 @@ pub(super) fn precondition_uid(wanted: &str, found: &str) -> String {
 fn ends(kind: &Kind, old: &Value, new: &Value) -> bool {
     let old = &old["metadata"];
     let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
-    !old["deletionTimestamp"].is_null()
-        && old["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
-        && none(&new["metadata"]["finalizers"])
-        && !(finalizes(kind) && !none(&new["spec"]["finalizers"]))
+    let deleted = !old["deletionTimestamp"].is_null() && old["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
+    let kept = !none(&new["metadata"]["finalizers"]) || finalizes(kind) && !none(&new["spec"]["finalizers"]);
+    deleted && !kept
 }
 
 /// Whether the kind keeps finalizers of its own in its specification, as namespaces do.

@@ -178,6 +178,7 @@ impl Cluster {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", &home)
+            .env("KUBE_EDITOR", "sed -i s/replicas:.*/replicas:\\ 7/")
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped())

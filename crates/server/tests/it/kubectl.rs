@@ -144,3 +144,25 @@ async fn watches_until_it_has_seen_enough() {
     let (text, ()) = tokio::join!(run(&cluster, arguments, ""), scaled);
     assert_eq!(text, "deployment.apps/web condition met\n");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits() {
+    let cluster = Cluster::start().await;
+    run(&cluster, "apply -f -", DEPLOYMENT).await;
+    check(&cluster, "edit deploy web", "", "deployment.apps/web edited").await;
+    check(&cluster, "get deploy web -o jsonpath={.spec.replicas}", "", "7").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prints_changes_as_they_come() {
+    let cluster = Cluster::start().await;
+    run(&cluster, "apply -f -", DEPLOYMENT).await;
+    let scaled = async {
+        // The first row comes from the list; the change may fall before the watch begins, which then starts behind it.
+        run(&cluster, "scale deploy web --replicas=4", "").await;
+        run(&cluster, "scale deploy web --replicas=5", "").await;
+    };
+    let watching = run(&cluster, "get deploy -w --request-timeout=3s", "");
+    let (text, ()) = tokio::join!(watching, scaled);
+    assert!(text.starts_with("NAME   READY") && text.contains("0/5"), "{text}");
+}
