@@ -200,6 +200,8 @@ async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<
     parts.admission = server::admission::chain(authorizer.clone(), cell.rng.clone());
     parts.reviewer = Arc::new(Reviews { authorizer: authorizer.clone(), tokens: tokens.clone() });
     parts.tokens = tokens;
+    let (ranges, node_ports) = (cell.cluster.service_ranges()?, server::allocate::NODE_PORTS);
+    parts.allocators.push(Box::new(server::allocate::Services { ranges, node_ports, rng: cell.rng.clone() }));
     parts.node_dialer = Arc::new(TlsDialer(Arc::new(dialer)));
     parts.advertised = SocketAddr::new(cell.node_ips[0], config.api_port).to_string();
     parts.shutdown = cell.cancel.clone();
