@@ -379,3 +379,6 @@ impl Controller for EndpointSlices {
         reconcile(&Observed { service, pods, nodes, slices })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -251,3 +251,6 @@ impl Controller for EndpointsObjects {
 fn is_ours(endpoints: &api::object::Object) -> bool {
     endpoints.meta().labels.get(MANAGED_BY).map(String::as_str) == Some(MANAGER)
 }
+
+#[cfg(test)]
+mod tests;
