@@ -246,6 +246,61 @@ mod tests {
         assert!(directory.0.join("a").exists() && !directory.0.join("b").exists());
     }
 
+    /// Random archives of few names, so that entries meet: we refuse, or make the tree that GNU tar makes.
+    #[test]
+    fn agrees_with_gnu_tar_or_refuses() {
+        let mut state = 7_u64;
+        let mut pick = |choices: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % choices
+        };
+        let names = ["a", "b", "c", "a/b", "a/c", "b/a", "./c", "a/b/c", "c/./a"];
+        let mut agreed = 0;
+        for round in 0..400 {
+            let mut layer = Layer::new();
+            for _ in 0..2 + pick(6) {
+                let name = names[pick(names.len())];
+                let mode = [0o644, 0o755, 0o4711][pick(3)];
+                layer = match pick(6) {
+                    0 | 1 => layer.file(name, mode, &b"contents"[..pick(8)]),
+                    2 | 3 => layer.dir(name, mode & 0o777),
+                    4 => layer.hard_link(name, names[pick(names.len())]),
+                    _ => layer.symlink(name, ["a", "c", "nowhere"][pick(3)]),
+                };
+            }
+            let layer = layer.finish();
+            let (ours, theirs) = (Directory::new(&format!("ours-{round}")), Directory::new(&format!("gnu-{round}")));
+            let root = OwnedFd::from(std::fs::File::open(&ours.0).unwrap());
+            if unpack(&layer[..], root, &Limits::within(1 << 20)).is_err() {
+                continue;
+            }
+            let mut tar = Command::new("tar")
+                .args(["-xp", "-C"])
+                .arg(&theirs.0)
+                .stdin(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            tar.stdin.take().unwrap().write_all(&layer).unwrap();
+            let accepted = tar.wait().unwrap().success();
+            assert!(accepted, "GNU tar refuses archive {round}: {}", listing(&ours.0));
+            assert_eq!(listing(&ours.0), listing(&theirs.0), "archive {round}");
+            agreed += 1;
+        }
+        assert!(agreed > 100, "only {agreed} archives were accepted");
+    }
+
+    fn listing(directory: &std::path::Path) -> String {
+        let find = Command::new("find")
+            .arg(directory)
+            .args(["-mindepth", "1", "-printf", "%P %y %m %n %l\n"])
+            .output()
+            .unwrap();
+        let mut lines: Vec<&str> = std::str::from_utf8(&find.stdout).unwrap().lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    }
+
     /// The child is this very test, started again by name.
     #[test]
     fn child_is_confined() {
