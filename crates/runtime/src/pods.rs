@@ -178,7 +178,7 @@ impl Runtime {
 
         let (ours, theirs) = crate::seqpacket::pair().map_err(what("make a socket"))?;
         let errors = File::create(directory.join("shim.log")).map_err(what("make the shim's log"))?;
-        let child = Command::new(self.inner.binary_path())
+        let mut child = Command::new(self.inner.binary_path())
             .arg0("coracle")
             .arg("shim")
             .arg(&directory)
@@ -189,7 +189,10 @@ impl Runtime {
             .spawn()
             .map_err(what("start the shim"))?;
         let pid = child.id();
-        self.inner.cgroups.put_process(Path::new(SHIMS), pid).map_err(what("move the shim"))?;
+        if let Err(error) = self.inner.cgroups.put_process(Path::new(SHIMS), pid) {
+            child.kill().and_then(|()| child.wait()).map_err(what("end the shim"))?;
+            return Err(what("move the shim")(error));
+        }
         self.after(Step::Shim);
 
         let link = Link::new(&uid, ours, pid, Some(child)).map_err(what("watch the shim"))?;
@@ -292,6 +295,25 @@ impl Runtime {
             self.sweep(uid).await?;
             return Ok(None);
         };
+        match self.adopt_reached(uid, directory, socket, pid).await {
+            Ok(pod) => Ok(Some(pod)),
+            Err(error) => {
+                tracing::warn!(pod = uid, %error, "could not adopt a pod");
+                kill_shim(pid);
+                self.pods().remove(uid);
+                self.sweep(uid).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn adopt_reached(
+        &self,
+        uid: &str,
+        directory: PathBuf,
+        socket: OwnedFd,
+        pid: u32,
+    ) -> Result<AdoptedPod, Error> {
         let what = |what: &str| io_error(format!("{what} of pod {uid}"));
         let text = fs::read(directory.join(POD)).map_err(what("read the plan"))?;
         let plan: PodPlan = serde_json::from_slice(&text).map_err(|error| what("read the plan")(error.into()))?;
@@ -299,7 +321,7 @@ impl Runtime {
         let (handle, states) = self.welcome(plan.clone(), directory, link).await?;
         let containers = adopt_containers(&handle, states).map_err(what("read the containers"))?;
         let pod = Pod { uid: uid.to_owned(), shim_pid: pid, netns: clone_network(&handle)? };
-        Ok(Some(AdoptedPod { plan, pod, containers }))
+        Ok(AdoptedPod { plan, pod, containers })
     }
 
     /// Kills what is left of a pod and removes its shim, namespaces, cgroups and run directory. Logs stay. Idempotent.
@@ -307,7 +329,14 @@ impl Runtime {
     /// # Errors
     /// When processes do not die (uninterruptible sleep) within 10 seconds: try again later.
     pub async fn remove_pod(&self, pod: &str) -> Result<(), Error> {
-        let Ok(handle) = self.pod(pod) else { return self.sweep(pod).await };
+        let handle = match self.pod(pod) {
+            Ok(handle) => handle,
+            // Nobody adopted it, or there is none.
+            Err(_) => match self.adopt_one(pod, self.inner.config.run_dir.join(pod)).await? {
+                Some(_) => self.pod(pod)?,
+                None => return Ok(()),
+            },
+        };
         handle.removing.store(true, Ordering::Release);
         let (cgroups, group) = (self.inner.cgroups.clone(), handle.group.clone());
         blocking(move || cgroups.kill(&group)).await.map_err(io_error(format!("kill pod {pod}")))?;
@@ -387,10 +416,9 @@ async fn reach(directory: &Path) -> Option<(OwnedFd, u32)> {
         if let Ok(reached) = Link::connect(directory) {
             return Some(reached);
         }
-        // Whoever gets the lock keeps a shim from starting, or it is free because there is none.
+        // It is free because there is no shim, or because one was spawned that did not get so far: it will find the lock unlinked.
         let lock = File::open(directory.join(LOCK)).ok()?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            // Held until the directory is gone: a shim that was spawned but did not run yet will give up.
             fs::remove_file(directory.join(LOCK)).ok();
             return None;
         }
@@ -405,8 +433,12 @@ async fn reach(directory: &Path) -> Option<(OwnedFd, u32)> {
 /// Kills a shim that holds its lock but cannot be reached.
 fn kill_holder(directory: &Path) {
     let pid = fs::read_to_string(directory.join(LOCK)).ok().and_then(|text| text.trim().parse().ok());
-    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-        // It holds the lock with its pid in it, so that the pid is not another's.
+    // It holds the lock with its pid in it, so that the pid is not another's.
+    pid.into_iter().for_each(kill_shim);
+}
+
+fn kill_shim(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
     }
 }

@@ -14,7 +14,7 @@ mod streams;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -67,12 +67,15 @@ fn serve(directory: &Path) -> Result<(), String> {
     }
 }
 
-/// Moves the socket that main passed as descriptor 0, where programs expect their standard input.
+/// Moves the socket that main passed as descriptor 0, where programs expect their standard input, and closes everything beyond
+/// the standard streams. Call it first: nothing else may be open.
 pub(crate) fn take_stdin() -> Result<OwnedFd, String> {
     let inherited = crate::sys::fd_from_raw(0).map_err(|error| format!("no connection to main: {error}"))?;
     let first = rustix::io::fcntl_dupfd_cloexec(&inherited, 3).map_err(|error| format!("dup: {error}"))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| format!("open /dev/null: {error}"))?;
+    // What main itself inherited and did not mark close-on-exec would stay open as long as this process lives.
+    crate::sys::close_all_but(&[first.as_raw_fd(), null.as_raw_fd()]);
     // Descriptor 0 stays open, now on the null device.
     std::mem::forget(inherited);
     rustix::stdio::dup2_stdin(&null).map_err(|error| format!("dup2: {error}"))?;
@@ -103,6 +106,11 @@ fn lock(directory: &Path) -> Result<File, String> {
     let file =
         File::options().write(true).open(directory.join(LOCK)).map_err(|error| format!("open the lock: {error}"))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| format!("lock the pod: {error}"))?;
+    // A main that is removing the pod held the lock, unlinked it, and let go.
+    let links = rustix::fs::fstat(&file).map_err(|error| format!("stat the lock: {error}"))?.st_nlink;
+    if links == 0 {
+        return Err("the pod is being removed".to_owned());
+    }
     // For a later main that finds this shim alive but deaf.
     (&file).write_all(std::process::id().to_string().as_bytes()).map_err(|error| format!("write the lock: {error}"))?;
     Ok(file)
@@ -110,7 +118,6 @@ fn lock(directory: &Path) -> Result<File, String> {
 
 /// A path for the socket that fits `sun_path`, whatever the length of the directory's.
 pub(crate) fn socket_address(path: &Path, directory: &OwnedFd) -> rustix::io::Result<SocketAddrUnix> {
-    use std::os::fd::AsRawFd;
     match SocketAddrUnix::new(path) {
         Ok(address) => Ok(address),
         Err(_) => SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd())),

@@ -95,14 +95,16 @@ async fn a_pod_whose_shim_died_unseen_is_removed() {
     bed.start("p", bed.plan("sleep 600")).await.unwrap();
     bed.restart();
     kill(pod.shim_pid);
-    wait_until("the shim's end", || {
-        std::fs::read_to_string(format!("/proc/{}/stat", pod.shim_pid)).is_ok_and(|stat| stat.contains(") Z"))
-            || !std::path::Path::new(&format!("/proc/{}", pod.shim_pid)).exists()
-    })
-    .await;
+    wait_until("the shim's end", || gone(pod.shim_pid)).await;
     assert!(bed.runtime.adopt().await.unwrap().is_empty());
     assert_eq!(std::fs::read_dir(&bed.config.run_dir).unwrap().count(), 0);
     bed.finish().await;
+}
+
+/// Dead, reaped or not.
+fn gone(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z"))
+        || !std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
 fn kill(pid: u32) {
@@ -134,4 +136,40 @@ async fn a_pod_half_made_by_a_dead_main_is_whole_or_gone() {
         bed.pod("p").await;
         bed.finish().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_nobody_adopted_can_be_removed() {
+    let mut bed = Bed::new();
+    let pod = bed.pod("p").await;
+    bed.start("p", bed.plan("sleep 600")).await.unwrap();
+    bed.restart();
+    bed.runtime.remove_pod("p").await.unwrap();
+    wait_until("the shim's end", || gone(pod.shim_pid)).await;
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_pod_is_removed_with_its_shim() {
+    let mut bed = Bed::new();
+    let pod = bed.pod("p").await;
+    bed.start("p", bed.plan("sleep 600")).await.unwrap();
+    std::fs::write(bed.config.run_dir.join("p/pod.json"), "{").unwrap();
+    bed.restart();
+    assert!(bed.runtime.adopt().await.unwrap().is_empty());
+    wait_until("the shim's end", || gone(pod.shim_pid)).await;
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_holds_nothing_of_its_parents() {
+    let bed = Bed::new();
+    // As a shell leaves it open to what it starts.
+    let leaked = std::fs::File::open("/etc/hostname").unwrap();
+    rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).unwrap();
+    let pod = bed.pod("p").await;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", pod.shim_pid)).unwrap();
+    let open: Vec<_> = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok()).collect();
+    assert!(!open.iter().any(|path| path.ends_with("hostname")), "{open:?}");
+    bed.finish().await;
 }

@@ -16,7 +16,7 @@ async fn check(script: &str, code: i32, output: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_runs_and_its_exit_is_known() {
-    check("echo hello; echo world >&2; exit 3", 3, "hello\nworld\n").await;
+    check("echo hello; echo world; exit 3", 3, "hello\nworld\n").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

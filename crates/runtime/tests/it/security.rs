@@ -65,7 +65,7 @@ async fn an_exec_is_confined_like_its_container() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_filter_answers_as_the_profile_says() {
-    let script = "unshare -m true; chroot / true; mount -t tmpfs x /tmp; ip link add d type dummy; true";
+    let script = "exec 2>&1; unshare -m true; chroot / true; mount -t tmpfs x /tmp; ip link add d type dummy; true";
     let log = output(|_| {}, script).await;
     assert!(log.contains("unshare: unshare(0x20000): Function not implemented"), "{log}");
     assert!(log.contains("chroot: can't change root directory to '/': Operation not permitted"), "{log}");
@@ -96,7 +96,7 @@ async fn a_localhost_profile_is_enforced() {
     let change = |plan: &mut ContainerPlan| {
         plan.spec.linux_mut().as_mut().unwrap().set_seccomp(Some(profile));
     };
-    let log = output(change, "mkdir /tmp/x; touch /tmp/y && echo touched").await;
+    let log = output(change, "exec 2>&1; mkdir /tmp/x; touch /tmp/y && echo touched").await;
     assert_eq!(log, "mkdir: can't create directory '/tmp/x': Disk quota exceeded\ntouched\n");
 }
 
@@ -105,14 +105,14 @@ async fn a_read_only_root_cannot_be_written() {
     let change = |plan: &mut ContainerPlan| {
         plan.spec.root_mut().as_mut().unwrap().set_readonly(Some(true));
     };
-    let log = output(change, "touch /x; mkdir /y; echo ok > /dev/shm/z && cat /dev/shm/z").await;
+    let log = output(change, "exec 2>&1; touch /x; mkdir /y; echo ok > /dev/shm/z && cat /dev/shm/z").await;
     let expected = "touch: /x: Read-only file system\nmkdir: can't create directory '/y': Read-only file system\nok\n";
     assert_eq!(log, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_are_masked_and_read_only() {
-    let script = "head -c1 /proc/interrupts | wc -c; ls /sys/firmware | wc -l; ls -l /proc/keys | cut -c1; \
+    let script = "exec 2>&1; head -c1 /proc/interrupts | wc -c; ls /sys/firmware | wc -l; ls -l /proc/keys | cut -c1; \
                   echo 1 > /proc/sys/kernel/panic; grep -o '/proc/irq ro' /proc/self/mountinfo; mkdir /sys/fs/cgroup/x /sys/x; true";
     let log = output(|_| {}, script).await;
     assert!(log.starts_with("0\n0\nc\n"), "{log}");
@@ -123,7 +123,8 @@ async fn paths_are_masked_and_read_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_the_host_is_mounted() {
-    let log = output(|_| {}, "cut -d' ' -f5 /proc/self/mountinfo; ls -l /proc/self/fd | grep -c -- '->'").await;
+    let log =
+        output(|_| {}, "exec 2>&1; cut -d' ' -f5 /proc/self/mountinfo; ls -l /proc/self/fd | grep -c -- '->'").await;
     let mounts: Vec<&str> = log.lines().filter(|line| line.starts_with('/')).collect();
     let strange: Vec<&&str> = mounts
         .iter()
@@ -149,7 +150,7 @@ async fn other_devices_do_not_open() {
         names.push("CAP_MKNOD".to_owned());
         set_capabilities(plan, &names);
     };
-    let log = output(change, "mknod /dev/kmsg c 1 11 && head -c1 /dev/kmsg").await;
+    let log = output(change, "exec 2>&1; mknod /dev/kmsg c 1 11 && head -c1 /dev/kmsg").await;
     assert_eq!(log, "head: /dev/kmsg: Operation not permitted\n");
 }
 

@@ -20,7 +20,7 @@ async fn directories_and_files_are_bound() {
     let source = bed.directory.join("volume");
     fs::create_dir(&source).unwrap();
     fs::write(source.join("file"), "content\n").unwrap();
-    let mut plan = bed.plan("cat /data/file /etc/one; echo more > /data/new; echo x > /etc/one");
+    let mut plan = bed.plan("exec 2>&1; cat /data/file /etc/one; echo more > /data/new; echo x > /etc/one");
     add(&mut plan, &source, "/data", &["rbind", "rprivate"]);
     add(&mut plan, &source.join("file"), "/etc/one", &["rbind", "rprivate", "ro"]);
     let (_, log) = bed.run(plan).await;
@@ -131,7 +131,7 @@ async fn read_only_is_not_recursive_unless_asked_for() {
     let shared = Shared::new(&bed.directory.join("volume"));
     fs::create_dir(shared.0.join("below")).unwrap();
     mount(&["-t", "tmpfs", "none", shared.0.join("below").to_str().unwrap()]);
-    let mut plan = bed.plan("touch /a/x; touch /a/below/x && echo written; touch /b/below/x");
+    let mut plan = bed.plan("exec 2>&1; touch /a/x; touch /a/below/x && echo written; touch /b/below/x");
     add(&mut plan, &shared.0, "/a", &["rbind", "ro"]);
     add(&mut plan, &shared.0, "/b", &["rbind", "rro"]);
     let (_, log) = bed.run(plan).await;
