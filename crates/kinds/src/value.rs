@@ -67,6 +67,19 @@ pub fn remove(object: &mut Value, field: &str) -> Option<Value> {
     object.as_object_mut()?.remove(field)
 }
 
+/// Removes fields that hold what their absence means: `false`, 0, or nothing.
+///
+/// Upstream leaves them out when it writes an object (`omitempty` of fields that are not pointers), so that two
+/// manifests which differ only in them are the same.
+pub fn drop_zero(object: &mut Value, fields: &[&str]) {
+    for field in fields {
+        let value = &object[*field];
+        if is_empty(value) || value == false || *value == 0 {
+            remove(object, field);
+        }
+    }
+}
+
 /// Makes `field` what it is in `from`, absent included.
 pub fn copy(object: &mut Value, field: &str, from: &Value) {
     match from.get(field) {

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::deployment_validation;
-use crate::core::pod_default::pod_spec;
+use crate::core::pod_default;
 use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::strategy::{generation, keep_status, only_status, same, spec_changed};
 use crate::table;
-use crate::value::{copy, default, default_text, number, object, text};
+use crate::value::{copy, default, default_text, drop_zero, number, object, text};
 
 pub fn kind() -> Kind {
     Kind {
@@ -45,6 +45,7 @@ pub fn kind() -> Kind {
 
 fn fill(deployment: &mut Value) {
     let Some(spec) = object(deployment, "spec") else { return };
+    drop_zero(spec, &["minReadySeconds", "paused"]);
     default(spec, "replicas", 1);
     default(spec, "revisionHistoryLimit", 10);
     default(spec, "progressDeadlineSeconds", 600);
@@ -57,8 +58,8 @@ fn fill(deployment: &mut Value) {
             default(rolling, "maxSurge", "25%");
         }
     }
-    if let Some(template) = object(spec, "template").and_then(|template| object(template, "spec")) {
-        pod_spec(template);
+    if let Some(template) = object(spec, "template") {
+        pod_default::template(template);
     }
 }
 

@@ -7,13 +7,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::template;
-use crate::core::pod_default::pod_spec;
-use crate::core::pod_warnings;
+use crate::core::{pod_default, pod_warnings};
 use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::place::Place;
 use crate::strategy::{generation, keep_status, same, spec_changed};
 use crate::table;
-use crate::value::{default, number, object};
+use crate::value::{default, drop_zero, number, object};
 
 pub fn kind() -> Kind {
     Kind {
@@ -39,9 +38,10 @@ pub fn kind() -> Kind {
 
 fn fill(set: &mut Value) {
     let Some(spec) = object(set, "spec") else { return };
+    drop_zero(spec, &["minReadySeconds"]);
     default(spec, "replicas", 1);
-    if let Some(template) = object(spec, "template").and_then(|template| object(template, "spec")) {
-        pod_spec(template);
+    if let Some(template) = object(spec, "template") {
+        pod_default::template(template);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::place::Place;
 use crate::strategy::keep_status;
 use crate::table;
-use crate::value::{default, flag, items, object, remove, set, text};
+use crate::value::{default, drop_zero, flag, items, object, remove, set, text};
 
 pub fn kind() -> Kind {
     Kind {
@@ -41,6 +41,7 @@ pub fn kind() -> Kind {
 
 fn fill(node: &mut Value) {
     if let Some(spec) = object(node, "spec") {
+        drop_zero(spec, &["podCIDR", "podCIDRs", "taints", "unschedulable"]);
         // The singular and the plural range say the same; the singular wins.
         let one = text(&spec["podCIDR"]).to_owned();
         if !one.is_empty() && text(&spec["podCIDRs"][0]) != one {

@@ -5,9 +5,47 @@
 use api::quantity;
 use serde_json::{Value, json};
 
-use crate::value::{default, default_text, flag, is_empty, items_mut, number, object, set, text};
+use crate::value::{default, default_text, drop_zero, flag, is_empty, items_mut, number, object, set, text};
 
 const MODE: i64 = 0o644;
+
+const POD_ZEROS: &[&str] = &[
+    "ephemeralContainers",
+    "hostAliases",
+    "hostIPC",
+    "hostNetwork",
+    "hostPID",
+    "hostname",
+    "imagePullSecrets",
+    "initContainers",
+    "nodeName",
+    "nodeSelector",
+    "priorityClassName",
+    "readinessGates",
+    "resourceClaims",
+    "schedulingGates",
+    "serviceAccount",
+    "serviceAccountName",
+    "subdomain",
+    "tolerations",
+    "topologySpreadConstraints",
+    "volumes",
+];
+
+const CONTAINER_ZEROS: &[&str] = &[
+    "args",
+    "command",
+    "env",
+    "envFrom",
+    "ports",
+    "resizePolicy",
+    "stdin",
+    "stdinOnce",
+    "tty",
+    "volumeDevices",
+    "volumeMounts",
+    "workingDir",
+];
 
 /// Fills in a whole pod: what a template gets, and what only pods get.
 pub fn pod(pod: &mut Value) {
@@ -60,8 +98,19 @@ pub fn pod_status(status: &mut Value) {
     }
 }
 
+/// Fills in a template, as in a Deployment.
+pub fn template(template: &mut Value) {
+    if let Some(metadata) = template.get_mut("metadata") {
+        drop_zero(metadata, &["name", "namespace", "labels", "annotations"]);
+    }
+    if let Some(spec) = object(template, "spec") {
+        pod_spec(spec);
+    }
+}
+
 /// Fills in the specification of a pod or of a template.
-pub fn pod_spec(spec: &mut Value) {
+fn pod_spec(spec: &mut Value) {
+    drop_zero(spec, POD_ZEROS);
     let account = match text(&spec["serviceAccountName"]) {
         "" => text(&spec["serviceAccount"]).to_owned(),
         name => name.to_owned(),
@@ -74,6 +123,7 @@ pub fn pod_spec(spec: &mut Value) {
     default_text(spec, "restartPolicy", "Always");
     default_text(spec, "schedulerName", "default-scheduler");
     default(spec, "securityContext", json!({}));
+    drop_zero(&mut spec["securityContext"], &["supplementalGroups", "sysctls"]);
     default(spec, "terminationGracePeriodSeconds", 30);
     for volume in items_mut(spec.get_mut("volumes")) {
         fill_volume(volume);
@@ -93,6 +143,7 @@ fn fill_volume(volume: &mut Value) {
         default(path, "type", "");
     }
     if let Some(dir) = volume.get_mut("emptyDir") {
+        drop_zero(dir, &["medium"]);
         canonical(dir, "sizeLimit");
     }
     for source in ["secret", "configMap", "downwardAPI", "projected"] {
@@ -128,20 +179,34 @@ fn fill_references(of: &mut Value) {
 }
 
 fn fill_container(container: &mut Value) {
+    drop_zero(container, CONTAINER_ZEROS);
     let policy = if tag(text(&container["image"])) == Some("latest") { "Always" } else { "IfNotPresent" };
     default_text(container, "imagePullPolicy", policy);
     default_text(container, "terminationMessagePath", "/dev/termination-log");
     default_text(container, "terminationMessagePolicy", "File");
     default(container, "resources", json!({}));
     for port in items_mut(container.get_mut("ports")) {
+        drop_zero(port, &["hostIP", "hostPort", "name"]);
         default_text(port, "protocol", "TCP");
     }
+    for mount in items_mut(container.get_mut("volumeMounts")) {
+        drop_zero(mount, &["readOnly", "subPath", "subPathExpr"]);
+    }
+    for source in items_mut(container.get_mut("envFrom")) {
+        drop_zero(source, &["prefix"]);
+    }
+    if let Some(capabilities) = container.get_mut("securityContext").and_then(|context| context.get_mut("capabilities"))
+    {
+        drop_zero(capabilities, &["add", "drop"]);
+    }
     for variable in items_mut(container.get_mut("env")) {
+        drop_zero(variable, &["value"]);
         if let Some(from) = variable.get_mut("valueFrom") {
             fill_references(from);
         }
     }
     if let Some(resources) = container.get_mut("resources") {
+        drop_zero(resources, &["claims", "limits", "requests"]);
         for list in ["limits", "requests"] {
             if let Some(list) = resources.get_mut(list) {
                 canonical_list(list);
@@ -160,6 +225,7 @@ fn fill_container(container: &mut Value) {
 }
 
 fn fill_probe(probe: &mut Value) {
+    drop_zero(probe, &["initialDelaySeconds"]);
     for (field, value) in
         [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
     {
@@ -175,6 +241,7 @@ fn fill_probe(probe: &mut Value) {
 
 fn fill_http_get(action: Option<&mut Value>) {
     if let Some(action) = action {
+        drop_zero(action, &["host", "httpHeaders"]);
         default_text(action, "path", "/");
         default_text(action, "scheme", "HTTP");
     }

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use crate::core::service_validation;
 use crate::strategy::{keep_status, same};
-use crate::value::{copy, default, default_text, is_empty, items, items_mut, number, object, remove, set, text};
+use crate::value::{
+    copy, default, default_text, drop_zero, is_empty, items, items_mut, number, object, remove, set, text,
+};
 
 /// Keeps the status, drops what the new type has no use for, and keeps addresses and ports that were allotted.
 pub fn prepare(service: &mut Value, old: Option<&Value>) {
@@ -238,6 +240,19 @@ fn unavailable(spec: &Value, configured: &[&str]) -> Vec<Error> {
 /// Source: kubernetes `pkg/apis/core/v1/defaults.go`, `SetDefaults_Service`.
 pub fn fill(service: &mut Value) {
     let Some(spec) = object(service, "spec") else { return };
+    drop_zero(
+        spec,
+        &[
+            "clusterIP",
+            "clusterIPs",
+            "externalIPs",
+            "externalName",
+            "ipFamilies",
+            "ports",
+            "publishNotReadyAddresses",
+            "selector",
+        ],
+    );
     default_text(spec, "sessionAffinity", "None");
     match text(&spec["sessionAffinity"]) {
         "None" => drop(remove(spec, "sessionAffinityConfig")),
@@ -248,6 +263,7 @@ pub fn fill(service: &mut Value) {
     }
     default_text(spec, "type", "ClusterIP");
     for port in items_mut(spec.get_mut("ports")) {
+        drop_zero(port, &["name", "nodePort"]);
         default_text(port, "protocol", "TCP");
         let target = &port["targetPort"];
         if is_empty(target) || target.as_i64() == Some(0) {

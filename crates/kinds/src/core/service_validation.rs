@@ -247,36 +247,44 @@ fn addresses(all: &Place<'_>, families: &Place<'_>, old: Option<&Value>, errors:
 }
 
 /// The first address and family stay; the second may be added, or released by `SingleStack`.
+///
+/// Source: `validateUpgradeDowngradeClusterIPs`, `validateUpgradeDowngradeIPFamilies`.
 fn unchanged_addresses(spec: &Place<'_>, old: &Value, errors: &mut Vec<Error>) {
     if [spec.value, old].iter().any(|spec| text(&spec["type"]) == "ExternalName") {
         return;
     }
     let headless = (is_headless(old), is_headless(spec.value));
-    let single = spec.child("ipFamilyPolicy").is("SingleStack");
-    for (field, one) in [("clusterIPs", "clusterIP"), ("ipFamilies", "ipFamily")] {
-        // Families of a service that becomes, stays or stops being headless are free; addresses only while it stays so.
-        if headless == (true, true) || (field == "ipFamilies" && headless.0 != headless.1) {
-            continue;
-        }
-        let (new, before) = (spec.child(field), items(&old[field]));
-        let first = new.path.index(0);
-        match (before, items(new.value)) {
-            ([], _) => {}
-            ([..], []) => {
-                errors.push(Error::invalid(&first, new.value.clone(), format!("primary {one} can not be unset")));
-            }
-            ([was, ..], [is, ..]) if was != is => {
-                errors.push(Error::invalid(&first, new.value.clone(), "may not change once set"));
-            }
-            ([_, was], [_, is]) if was != is => {
-                errors.push(Error::invalid(&new.path.index(1), new.value.clone(), "may not change once set"));
-            }
-            ([_, _], [_]) if !single => {
-                let detail = format!("must be set to 'SingleStack' when releasing the secondary {one}");
-                errors.push(spec.child("ipFamilyPolicy").invalid(detail));
-            }
-            ([..], [..]) => {}
-        }
+    if headless != (true, true) {
+        list_unchanged(spec, old, "clusterIPs", "clusterIP", errors);
+    }
+    // Families are free while a service is, becomes or ceases to be headless.
+    if headless == (false, false) {
+        list_unchanged(spec, old, "ipFamilies", "ipFamily", errors);
+    }
+}
+
+fn list_unchanged(spec: &Place<'_>, old: &Value, field: &str, one: &str, errors: &mut Vec<Error>) {
+    let list = spec.child(field);
+    let (before, now) = (items(&old[field]), items(list.value));
+    let wrong = |i: usize, detail: String| Error::invalid(&list.path.index(i), list.value.clone(), detail);
+    let changed = "may not change once set";
+    if before.len() == now.len() {
+        let differing = (0..now.len()).filter(|&i| before[i] != now[i]);
+        // For families upstream's path is that of the first, whichever changed.
+        errors.extend(differing.map(|i| wrong(if field == "ipFamilies" { 0 } else { i }, changed.to_owned())));
+        return;
+    }
+    if before.len() > now.len() && items(&spec.value["clusterIPs"]).is_empty() {
+        errors.push(wrong(0, format!("primary {one} can not be unset")));
+    }
+    if let ([was, ..], [is, ..]) = (before, now)
+        && was != is
+    {
+        errors.push(wrong(0, changed.to_owned()));
+    }
+    if before.len() > now.len() && now.len() == 1 && !spec.child("ipFamilyPolicy").is("SingleStack") {
+        let detail = format!("must be set to 'SingleStack' when releasing the secondary {one}");
+        errors.push(spec.child("ipFamilyPolicy").invalid(detail));
     }
 }
 

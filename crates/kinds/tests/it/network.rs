@@ -203,6 +203,22 @@ fn an_address_does_not_change() {
 }
 
 #[test]
+fn families_may_be_left_out_of_an_update() {
+    let old = service("{ports: [{port: 1}], clusterIP: 10.96.0.9, ipFamilies: [IPv4]}");
+    check_update(&old, &service("{ports: [{port: 1}]}"), expect!["no errors"]);
+    let dual = service(
+        "{ports: [{port: 1}], clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9, 'fd00::1'], ipFamilyPolicy: RequireDualStack}",
+    );
+    check_update(
+        &dual,
+        &dual.replace("[10.96.0.9, 'fd00::1']", "[10.96.0.9]"),
+        expect![[
+            r#"spec.ipFamilyPolicy: Invalid value: "RequireDualStack": must be set to 'SingleStack' when releasing the secondary clusterIP"#
+        ]],
+    );
+}
+
+#[test]
 fn a_service_claims_addresses_and_node_ports() {
     let object = created(yaml(&service(
         "{type: NodePort, clusterIP: 10.96.0.9, ports: [{name: a, port: 53, nodePort: 30053}, {name: b, port: 53, protocol: UDP, nodePort: 30053}]}",
