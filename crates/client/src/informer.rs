@@ -390,3 +390,6 @@ async fn pump(mut watch: Box<dyn Watch>, publisher: &Publisher) -> Status {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
