@@ -13,5 +13,5 @@ pub mod probe;
 pub mod proxy;
 pub mod route;
 pub mod shell;
-mod sys;
+pub mod sys;
 pub mod table;

@@ -69,9 +69,18 @@ fn conditions(before: &Value, after: &Value) -> Value {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let before = list(before);
     let owned = |condition: &Value| condition["type"].as_str().is_some_and(|name| OWNED.contains(&name));
-    let changed: Vec<Value> =
-        list(after).into_iter().filter(|condition| owned(condition) && !before.contains(condition)).collect();
-    changed.into()
+    let changed = list(after).into_iter().filter(|condition| owned(condition) && !before.contains(condition));
+    let cleared = |mut condition: Value| {
+        // A patch merges: what a condition no longer says must be taken back, or a Ready pod keeps why it was not.
+        let old = before.iter().find(|old| old["type"] == condition["type"]).and_then(Value::as_object);
+        for key in old.into_iter().flat_map(Map::keys) {
+            if condition.get(key).is_none() {
+                condition[key] = Value::Null;
+            }
+        }
+        condition
+    };
+    changed.map(cleared).collect::<Vec<_>>().into()
 }
 
 fn addresses(before: &Value, after: &Value) -> Value {
@@ -177,6 +186,15 @@ mod tests {
             json!({"phase": "Pending", "reason": "old", "podIPs": [{"ip": "10.0.0.1"}]}),
             json!({"phase": "Running", "podIPs": [{"ip": "10.0.0.2"}]}),
             json!({"phase": "Running", "reason": null, "podIPs": [{"ip": "10.0.0.2"}, {"$patch": "delete", "ip": "10.0.0.1"}]}),
+        );
+    }
+
+    #[test]
+    fn a_condition_that_holds_again_does_not_say_why_it_did_not() {
+        check(
+            json!({"conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "x"}]}),
+            json!({"conditions": [{"type": "Ready", "status": "True"}]}),
+            json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]}),
         );
     }
 

@@ -24,14 +24,18 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tracing::debug;
 
 use super::fd::Stream;
 use super::{Action, Body, Endpoint, text, values};
 use crate::shared::Known;
+
+/// Clients take a close without a code for a broken connection.
+const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -239,12 +243,12 @@ impl Session {
         };
         let Some(result) = result else { return };
         let text = self.result_text(&result);
-        if let Some(text) = text {
-            if self.send(ERROR, text.as_bytes()).await.is_err() {
-                return;
-            }
+        if let Some(text) = text
+            && self.send(ERROR, text.as_bytes()).await.is_err()
+        {
+            return;
         }
-        if let Err(error) = self.socket.close(None).await {
+        if let Err(error) = self.socket.close(Some(NORMAL)).await {
             debug!(%error, "the client left first");
         }
         // The client answers; a connection cut before that is an error to it.
