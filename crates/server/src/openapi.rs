@@ -27,6 +27,7 @@ use crate::server::VERSION;
 
 static DESCRIPTIONS: &[u8] = include_bytes!("../facts/descriptions-1.37.tsv.gz");
 
+/// The documents, by group and version.
 pub struct OpenApi {
     /// By the path below `/openapi/v3/`, such as `apis/apps/v1`.
     groups: BTreeMap<String, Group>,
@@ -45,6 +46,7 @@ const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
 impl OpenApi {
+    /// Makes the index; the documents follow when they are asked for.
     pub fn new(catalog: &Catalog) -> Self {
         let mut groups = BTreeMap::new();
         let mut paths = Map::new();
@@ -66,6 +68,9 @@ impl OpenApi {
 
     /// Answers a path below `/openapi`, or `None` for any other.
     pub fn answer(&self, path: &str, headers: &HeaderMap, query: &Query) -> Option<Response<Body>> {
+        if path == "/openapi/v2" {
+            return Some(version_2(headers));
+        }
         let below = path.strip_prefix("/openapi/v3")?.trim_matches('/');
         if !accepts_json(headers) {
             return Some(reply::status(&negotiate::not_acceptable()));
@@ -111,6 +116,26 @@ impl OpenApi {
         }
         response
     }
+}
+
+/// What clients ask for after version 3 has no such group: without an answer kubectl calls a kind that is not served an
+/// unreachable resource. It names no types: those are in version 3, and clients skip checks of types that they do not find.
+fn version_2(headers: &HeaderMap) -> Response<Body> {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    if accepts_json(headers) {
+        let info = json!({"title": "Kubernetes", "version": VERSION});
+        let document = json!({"swagger": "2.0", "info": info, "paths": {}, "definitions": {}});
+        return reply::value(StatusCode::OK, Format::Json, &document);
+    }
+    // Document { swagger = 1, info = 2 { title = 1, version = 2 } } of gnostic's OpenAPIv2.proto.
+    let field = |number: u8, bytes: &[u8]| {
+        let length = u8::try_from(bytes.len()).expect("the texts are short");
+        [&[number << 3 | 2, length], bytes].concat()
+    };
+    let info = [field(1, b"Kubernetes"), field(2, VERSION.as_bytes())].concat();
+    let mut response = Response::new(reply::full([field(1, b"2.0"), field(2, &info)].concat()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+    response
 }
 
 fn accepts_json(headers: &HeaderMap) -> bool {
