@@ -73,6 +73,27 @@ struct State {
     records: Vec<Record>,
     images: Vec<Arc<Image>>,
     uses: HashMap<Digest, Use>,
+    /// How many hold an image.
+    holds: HashMap<Digest, u32>,
+}
+
+/// Keeps an image from removal and collection by this process until it is dropped: a container runs on its layers.
+pub struct Hold {
+    store: ImageStore,
+    id: Digest,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.store.mark_used(&self.id);
+        let mut state = self.store.inner.state();
+        if let Some(count) = state.holds.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                state.holds.remove(&self.id);
+            }
+        }
+    }
 }
 
 /// Known to this process only, as in the kubelet.
@@ -110,6 +131,8 @@ pub enum StoreError {
     Damaged { path: PathBuf, source: serde_json::Error },
     #[error("image {0:?} is not on this node")]
     NoSuchImage(String),
+    #[error("image {0:?} is in use by a container: delete its pods first")]
+    InUse(String),
 }
 
 /// Why an archive was not imported.
@@ -253,26 +276,41 @@ impl ImageStore {
 
     /// Takes the name away; the image itself with its last name, or at once when an id is given.
     ///
-    /// Callers make sure that no container uses it. Layers that other images need stay.
+    /// Layers that other images need stay.
     ///
     /// # Errors
-    /// When there is no such image, or the list cannot be written.
+    /// When there is no such image, a container uses it, or the list cannot be written.
     pub async fn remove(&self, name_or_id: &str) -> Result<(), StoreError> {
         let image = self.get(name_or_id).ok_or_else(|| StoreError::NoSuchImage(name_or_id.to_owned()))?;
         let name = Reference::parse(name_or_id).ok().map(|name| name.to_string());
-        let (inner, id) = (Arc::clone(&self.inner), image.id.clone());
+        let (inner, given) = (Arc::clone(&self.inner), name_or_id.to_owned());
         blocking(move || {
+            let held = |id: &Digest| inner.state().holds.contains_key(id);
             inner.update(|records| {
-                if let Some(record) = records.iter_mut().find(|record| record.id == id) {
-                    let named = name.is_some_and(|name| record.names.remove(&name));
-                    if !named || record.names.is_empty() {
-                        records.retain(|record| record.id != id);
+                let Some(at) = records.iter().position(|record| record.id == image.id) else { return Ok(()) };
+                let record = &mut records[at];
+                let named = name.filter(|name| record.names.contains(name));
+                match named {
+                    Some(name) if record.names.len() > 1 => {
+                        record.names.remove(&name);
+                    }
+                    _ if held(&image.id) => return Err(StoreError::InUse(given)),
+                    _ => {
+                        records.remove(at);
                     }
                 }
-            })?;
+                Ok(())
+            })??;
             inner.sweep().map(drop)
         })
         .await
+    }
+
+    /// Keeps the image on this node while a container is made from it and runs. Adopted containers are held anew.
+    pub fn hold(&self, id: &Digest) -> Hold {
+        self.mark_used(id);
+        *self.inner.state().holds.entry(id.clone()).or_default() += 1;
+        Hold { store: self.clone(), id: id.clone() }
     }
 
     /// Imports an OCI layout or docker archive (`podman save`, `docker save`), plain, gzip or zstd.
@@ -330,13 +368,14 @@ impl ImageStore {
         .await
     }
 
-    /// Deletes images by `policy`, never one whose id is in `in_use`, and layers that no image needs.
+    /// Deletes images by `policy`, never one that is held or whose id is in `in_use`, and layers that no image needs.
     ///
     /// # Errors
     /// When the disk cannot be read or the list not be written.
     pub async fn collect(&self, policy: &Policy, in_use: &BTreeSet<Digest>) -> Result<Collected, StoreError> {
         let now = SystemTime::now();
-        for id in in_use {
+        let in_use: BTreeSet<Digest> = in_use.iter().chain(self.inner.state().holds.keys()).cloned().collect();
+        for id in &in_use {
             self.mark_used(id);
         }
         let disk = self.inner.disk()?;
@@ -356,7 +395,11 @@ impl ImageStore {
         let inner = Arc::clone(&self.inner);
         let freed_bytes = blocking(move || {
             if !doomed.is_empty() {
-                inner.update(|records| records.retain(|record| record.pinned || !doomed.contains(&record.id)))?;
+                inner.update(|records| {
+                    // A container may have been made since the decision.
+                    let held = |id: &Digest| inner.state().holds.contains_key(id);
+                    records.retain(|record| record.pinned || held(&record.id) || !doomed.contains(&record.id));
+                })?;
             }
             inner.sweep()
         })
@@ -408,7 +451,7 @@ impl Inner {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                *state = State { uses: std::mem::take(&mut state.uses), ..State::default() };
+                (state.read_from, state.records, state.images) = (None, Vec::new(), Vec::new());
                 return Ok(());
             }
             Err(error) => return Err(io(error)),

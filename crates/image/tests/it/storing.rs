@@ -193,6 +193,26 @@ async fn removal_takes_names_then_the_image_then_its_own_layers() {
 }
 
 #[tokio::test]
+async fn a_held_image_stays_until_it_is_let_go() {
+    let fixture = Fixture::new();
+    fixture.registry.add("app", "1", &small("x"));
+    fixture.registry.add("app", "2", &small("x"));
+    fixture.pull("app:1").await.unwrap();
+    let image = fixture.pull("app:2").await.unwrap();
+    let holds = (fixture.store.hold(&image.id), fixture.store.hold(&image.id));
+    fixture.store.remove(&fixture.name("app:2").to_string()).await.unwrap();
+    drop(holds.0);
+    for name in [fixture.name("app:1").to_string(), image.id.to_string()] {
+        assert!(matches!(fixture.store.remove(&name).await, Err(StoreError::InUse(_))));
+    }
+    assert!(fixture.store.collect(&everything(), &BTreeSet::new()).await.unwrap().images.is_empty());
+    assert!(image.layers[0].exists());
+    drop(holds.1);
+    fixture.store.remove(&image.id.to_string()).await.unwrap();
+    assert!(!image.layers[0].exists());
+}
+
+#[tokio::test]
 async fn collection_spares_what_is_used_or_pinned() {
     let fixture = Fixture::new();
     for tag in ["used", "pinned", "idle"] {
