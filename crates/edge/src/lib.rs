@@ -1,6 +1,78 @@
-//! The unprivileged worker: ingress and DNS.
+//! The unprivileged worker: the proxy behind every Ingress, and the cluster's DNS server.
+//!
+//! It holds the listening sockets and the last table that main sent, and needs nothing else: no file, no capability, no child.
+//! When main dies it goes on with that table; the next main connects and takes over.
 
-/// Runs as `coracle edge`.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitCode;
+
+use tracing::error;
+
+mod access_log;
+mod body;
+mod control;
+mod dns;
+mod forward;
+mod headers;
+mod health;
+mod http;
+mod live;
+mod path;
+mod pool;
+mod proxy;
+mod stream;
+mod tls;
+mod tunnel;
+
+/// Runs as `coracle edge`: standard input is the control socket, standard output the access log.
+pub fn main() -> ExitCode {
+    let owned =
+        io::stdin().as_fd().try_clone_to_owned().and_then(|c| Ok((c, io::stdout().as_fd().try_clone_to_owned()?)));
+    match owned {
+        Ok((control, log)) => run(control, log),
+        Err(error) => {
+            error!(%error, "the edge needs its control socket as standard input and its log as standard output");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until main says [`wire::edge::Down::Drain`]. `control` is a listening Unix socket: the newest connection to it is
+/// main. `log` receives the access log, and is never waited for.
+pub fn run(control: OwnedFd, log: OwnedFd) -> ExitCode {
+    match serve(control, log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(%error, "the edge stops");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(control: OwnedFd, log: OwnedFd) -> io::Result<()> {
+    let mut control = control::Control::new(control)?;
+    let mut http = http::Http::start(log)?;
+    let mut dns = dns::Dns::start()?;
+    while let Some(order) = control.next()? {
+        match order {
+            control::Order::Listen(socket, descriptor) => match socket.role {
+                wire::edge::Role::Http | wire::edge::Role::Https => http.listen(&socket, descriptor)?,
+                wire::edge::Role::DnsUdp | wire::edge::Role::DnsTcp => dns.listen(&socket, descriptor)?,
+            },
+            control::Order::Table(table) => {
+                let generation = table.generation;
+                let zone = table.dns.clone();
+                let problems = http.replace(*table);
+                dns.replace(zone);
+                control.acknowledge(generation, problems);
+            }
+            control::Order::Count => {
+                control.count(wire::edge::Counters { dns_queries: dns.queries(), ..http.counters() })
+            }
+        }
+    }
+    dns.stop();
+    http.drain();
+    Ok(())
 }

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 /// The longest frame. A rack's table with its certificates is a few hundred kB.
 pub const MAX_FRAME: usize = 64 << 20;
+/// The longest frame that the edge sends: main believes no more.
+pub const MAX_UP_FRAME: usize = 1 << 20;
+/// The most sockets that the edge holds.
+pub const MAX_SOCKETS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -25,12 +29,14 @@ pub struct Hello {
 #[serde(rename_all = "camelCase")]
 pub enum Down {
     Hello(Hello),
-    /// Listening sockets follow as descriptors with this frame, in the order given.
+    /// Listening sockets, whose descriptors travel with the first byte of this frame, in the order given.
     Listen {
         sockets: Vec<Socket>,
     },
     /// Replaces the table before, whole or not at all.
     Table(Box<Table>),
+    /// Asks for [`Up::Counters`].
+    Count,
     /// Close the listeners, finish what runs, and exit.
     Drain,
 }
@@ -39,7 +45,8 @@ pub enum Down {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Up {
-    /// `sockets` are held already, by an edge that a new main adopts.
+    /// `sockets` are held already, by an edge that a new main adopts; their descriptors travel with the first byte of this
+    /// frame, in the order given, so that main can give them to the next edge.
     Hello {
         version: u32,
         sockets: Vec<Socket>,
@@ -117,8 +124,6 @@ impl fmt::Debug for Certificate {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Host {
-    /// Plain HTTP is answered with 308 to HTTPS.
-    pub redirect_to_https: bool,
     /// Exact paths first, then prefixes from the longest: the first that matches decides.
     pub routes: Vec<Route>,
 }
@@ -171,6 +176,8 @@ pub struct Options {
     pub send_timeout_ms: u64,
     /// The application speaks TLS.
     pub upstream_tls: bool,
+    /// Plain HTTP is answered with 308 to HTTPS.
+    pub redirect_to_https: bool,
 }
 
 impl Default for Options {
@@ -182,6 +189,7 @@ impl Default for Options {
             read_timeout_ms: 60_000,
             send_timeout_ms: 60_000,
             upstream_tls: false,
+            redirect_to_https: false,
         }
     }
 }
@@ -190,7 +198,7 @@ impl Default for Options {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Upstream {
-    /// `NAMESPACE/SERVICE:PORT`, for the access log.
+    /// `NAMESPACE-SERVICE-PORT`, for the access log, as ingress-nginx writes it.
     pub name: String,
     pub endpoints: Vec<SocketAddr>,
 }
@@ -209,8 +217,10 @@ pub struct Dns {
     pub aliases: BTreeMap<String, String>,
     /// Names of addresses, for PTR.
     pub reverse: BTreeMap<IpAddr, Vec<String>>,
-    /// Reverse zones that are ours: what is not in `reverse` there does not exist.
+    /// Reverse zones that are ours, such as `96.10.in-addr.arpa`: what is not in `reverse` there does not exist.
     pub reverse_zones: Vec<String>,
+    /// Ranges whose addresses have names such as `10-244-0-3.rack.pod`.
+    pub pod_ranges: Vec<(IpAddr, u8)>,
     /// Where all other names are asked for.
     pub upstreams: Vec<SocketAddr>,
 }
@@ -240,14 +250,14 @@ pub enum BadFrame {
     Message(#[from] serde_json::Error),
 }
 
-/// Takes the first whole message out of `received`; `None` when there is none yet.
+/// Takes the first whole message, at most `max` bytes long, out of `received`; `None` when there is none yet.
 ///
 /// # Errors
 /// [`BadFrame`]: the other side is not to be believed any more.
-pub fn take<T: for<'de> Deserialize<'de>>(received: &mut Vec<u8>) -> Result<Option<T>, BadFrame> {
+pub fn take<T: for<'de> Deserialize<'de>>(received: &mut Vec<u8>, max: usize) -> Result<Option<T>, BadFrame> {
     let Some(head) = received.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*head) as usize;
-    if length > MAX_FRAME {
+    if length > max {
         return Err(BadFrame::TooLong(length));
     }
     let Some(body) = received.get(4..4 + length) else { return Ok(None) };
@@ -266,17 +276,17 @@ mod tests {
         let second = Up::Counters(Counters { requests: 1, connections: 2, dns_queries: 3 });
         let mut wire = [frame(&first), frame(&second)].concat();
         let last = wire.pop();
-        assert_eq!(take(&mut wire).expect("message"), Some(first));
-        assert_eq!(take::<Up>(&mut wire).expect("incomplete"), None);
+        assert_eq!(take(&mut wire, MAX_UP_FRAME).expect("message"), Some(first));
+        assert_eq!(take::<Up>(&mut wire, MAX_UP_FRAME).expect("incomplete"), None);
         wire.extend(last);
-        assert_eq!(take(&mut wire).expect("message"), Some(second));
+        assert_eq!(take(&mut wire, MAX_UP_FRAME).expect("message"), Some(second));
         assert!(wire.is_empty());
     }
 
     #[test]
     fn nonsense_is_refused() {
-        assert!(matches!(take::<Up>(&mut vec![0xff; 8]), Err(BadFrame::TooLong(_))));
-        assert!(matches!(take::<Up>(&mut vec![0, 0, 0, 2, b'{', b'}']), Err(BadFrame::Message(_))));
+        assert!(matches!(take::<Up>(&mut vec![0xff; 8], MAX_UP_FRAME), Err(BadFrame::TooLong(_))));
+        assert!(matches!(take::<Up>(&mut vec![0, 0, 0, 2, b'{', b'}'], MAX_UP_FRAME), Err(BadFrame::Message(_))));
     }
 
     #[test]

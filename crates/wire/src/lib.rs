@@ -1,3 +1,4 @@
 //! Protocols as values and state machines without IO.
 
+pub mod dns;
 pub mod edge;

@@ -1,0 +1,120 @@
+//! One line for each request, in ingress-nginx's format `upstreaminfo`.
+//!
+//! Source: ingress-nginx `docs/user-guide/nginx-configuration/log-format.md`.
+
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+/// What a pipe takes as a whole or not at all (`PIPE_BUF`); longer lines are cut.
+const MAX_LINE: usize = 4096;
+/// The longest part of a line that a client chooses.
+const MAX_FIELD: usize = 1024;
+
+/// Where lines go. Nobody waits for it: a line that does not fit is lost.
+#[derive(Debug)]
+pub struct AccessLog {
+    descriptor: OwnedFd,
+}
+
+impl AccessLog {
+    pub fn new(descriptor: OwnedFd) -> std::io::Result<Self> {
+        rustix::io::ioctl_fionbio(&descriptor, true)?;
+        Ok(Self { descriptor })
+    }
+
+    fn write(&self, line: &str) {
+        // Full, or its reader died: the request was served all the same.
+        let _lost = rustix::io::write(&self.descriptor, line.as_bytes());
+    }
+}
+
+/// What one attempt with an endpoint came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    pub endpoint: SocketAddr,
+    pub status: u16,
+    pub time: Duration,
+}
+
+/// The line of a request that is being served.
+#[derive(Debug)]
+pub struct Line {
+    pub log: Arc<AccessLog>,
+    pub client: IpAddr,
+    pub request: String,
+    pub status: u16,
+    /// Bytes of the answer's body.
+    pub sent: u64,
+    pub referer: Option<String>,
+    pub user_agent: Option<String>,
+    /// Bytes of the request.
+    pub request_length: u64,
+    pub started: Instant,
+    pub upstream: Option<String>,
+    pub attempts: Vec<Attempt>,
+    pub request_id: String,
+}
+
+impl Line {
+    pub fn write(self: Box<Self>) {
+        let mut text = self.text(Timestamp::now(), self.started.elapsed());
+        let mut end = text.len().min(MAX_LINE - 1);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('\n');
+        self.log.write(&text);
+    }
+
+    fn text(&self, now: Timestamp, took: Duration) -> String {
+        let mut text = String::with_capacity(512);
+        let list = |field: fn(&Attempt) -> String| match self.attempts.as_slice() {
+            [] => "-".to_owned(),
+            attempts => attempts.iter().map(field).collect::<Vec<_>>().join(", "),
+        };
+        // Writing into a String does not fail.
+        let _infallible = write!(
+            text,
+            "{} - - [{}] \"{}\" {} {} \"{}\" \"{}\" {} {:.3} [{}] [] {} {} {} {} {}",
+            self.client,
+            now.strftime("%d/%b/%Y:%H:%M:%S +0000"),
+            Escaped(&self.request),
+            self.status,
+            self.sent,
+            Escaped(self.referer.as_deref().unwrap_or("-")),
+            Escaped(self.user_agent.as_deref().unwrap_or("-")),
+            self.request_length,
+            took.as_secs_f64(),
+            self.upstream.as_deref().unwrap_or_default(),
+            list(|attempt| attempt.endpoint.to_string()),
+            if self.attempts.is_empty() { "-".to_owned() } else { self.sent.to_string() },
+            list(|attempt| format!("{:.3}", attempt.time.as_secs_f64())),
+            list(|attempt| attempt.status.to_string()),
+            Escaped(&self.request_id),
+        );
+        text
+    }
+}
+
+/// Text of a client's, which must not end its field or its line. Source: nginx `ngx_http_log_module.c`.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars().take(MAX_FIELD) {
+            match character {
+                '"' | '\\' => write!(f, "\\x{:02X}", u32::from(character))?,
+                control if control.is_control() => write!(f, "\\x{:02X}", u32::from(control))?,
+                plain => f.write_char(plain)?,
+            }
+        }
+        Ok(())
+    }
+}
