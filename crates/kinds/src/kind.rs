@@ -13,6 +13,7 @@ use api::validation;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::strategy::prune_nulls;
 use crate::table;
 
 pub struct Kind {
@@ -248,10 +249,10 @@ impl Kind {
 }
 
 impl Strategy {
-    /// Takes everything as it comes.
+    /// Takes everything as it comes, but for fields that are `null`.
     pub fn none() -> Self {
         Self {
-            default: Box::new(|_| ()),
+            default: Box::new(prune_nulls),
             prepare: Box::new(|_, _| ()),
             validate: Box::new(|_, _| Vec::new()),
             warnings: Box::new(|_, _| Vec::new()),

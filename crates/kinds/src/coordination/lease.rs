@@ -13,7 +13,7 @@ use crate::value::text;
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(validate),
+        strategy: Strategy::none().validating(validate),
         columns: vec![Column::name(), Column::text("Holder", "Who holds the lease."), Column::age()],
         row: Box::new(row),
         create_on_update: true,

@@ -15,7 +15,7 @@ use crate::value::flag;
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(validate),
+        strategy: Strategy::none().validating(validate),
         columns: vec![Column::name(), Column::text("Data", "How many keys it has, text and binary."), Column::age()],
         row: Box::new(row),
         ..Kind::namespaced("", "v1", "ConfigMap", "configmaps").short(&["cm"])

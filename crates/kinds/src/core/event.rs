@@ -19,7 +19,7 @@ const TTL: Duration = Duration::from_secs(3600);
 
 pub fn kind() -> Kind {
     let mut kind = Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(validate),
+        strategy: Strategy::none().validating(validate),
         columns: vec![
             Column::text("Last Seen", "How long ago it was seen last."),
             Column::text("Type", "Normal or Warning; new types may appear."),

@@ -19,7 +19,7 @@ pub fn kind() -> Kind {
         verbs: &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch],
         subresources: vec![
             Subresource { name: "finalize", body: None, verbs: &[Verb::Update], action: Action::Finalize },
-            Subresource::status(Strategy::status().validating(validate_status)),
+            Subresource::status(Strategy::status().defaulting(fill).validating(validate_status)),
         ],
         columns: vec![
             Column::name(),

@@ -11,7 +11,7 @@ use crate::value::items_mut;
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).preparing(|account, _| keep_names(account)),
+        strategy: Strategy::none().preparing(|account, _| keep_names(account)),
         subresources: vec![Subresource {
             name: "token",
             body: Some(("authentication.k8s.io", "v1", "TokenRequest")),

@@ -15,7 +15,7 @@ use crate::value::{is_empty, items, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).preparing(prepare).validating(validate).warning(warnings),
+        strategy: Strategy::none().preparing(prepare).validating(validate).warning(warnings),
         subresources: vec![Subresource::status(
             Strategy::status().validating(validate_status).warning(status_warnings),
         )],

@@ -13,7 +13,7 @@ use crate::strategy::same;
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(validate),
+        strategy: Strategy::none().validating(validate),
         name: validation::name_is_path_segment,
         create_on_update: true,
         ..Kind::cluster("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles")

@@ -11,7 +11,7 @@ use crate::place::Place;
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(validate),
+        strategy: Strategy::none().validating(validate),
         name: validation::name_is_path_segment,
         create_on_update: true,
         ..Kind::namespaced("rbac.authorization.k8s.io", "v1", "Role", "roles")

@@ -20,7 +20,7 @@ pub fn self_subject_review() -> Kind {
 
 pub fn subject_access_review() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(subject),
+        strategy: Strategy::none().validating(subject),
         ..Kind::cluster("authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews")
             .answered(Answer::SubjectAccessReview)
     }
@@ -28,7 +28,7 @@ pub fn subject_access_review() -> Kind {
 
 pub fn local_subject_access_review() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(local),
+        strategy: Strategy::none().validating(local),
         ..Kind::namespaced("authorization.k8s.io", "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews")
             .answered(Answer::LocalSubjectAccessReview)
     }
@@ -36,7 +36,7 @@ pub fn local_subject_access_review() -> Kind {
 
 pub fn self_subject_access_review() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(|_| ()).validating(own),
+        strategy: Strategy::none().validating(own),
         ..Kind::cluster("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
             .answered(Answer::SelfSubjectAccessReview)
     }

@@ -13,6 +13,7 @@ mod pod_update;
 mod rbac;
 mod reviews;
 mod tables;
+mod upstream;
 
 fn yaml(text: &str) -> Value {
     api::yaml::parse(text).expect("tests write YAML")
