@@ -117,10 +117,10 @@ fn fits<'a>(spec: &PodSpec, node: &Node, others: impl Iterator<Item = &'a Pod>) 
     let text = |name: &str, requested: i64, used: i64, capacity: i64| {
         format!("Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}")
     };
-    if let Some(pods) = allocatable.get("pods").map(Quantity::value) {
-        if count + 1 > pods {
-            refuse("OutOfpods", text("pods", 1, count, pods))?;
-        }
+    if let Some(pods) = allocatable.get("pods").map(Quantity::value)
+        && count + 1 > pods
+    {
+        refuse("OutOfpods", text("pods", 1, count, pods))?;
     }
     for (name, wanted) in resources::of_pod(spec, Side::Requests) {
         // What the node does not offer at all may be a cluster's resource: the scheduler has seen to it.
@@ -250,7 +250,7 @@ mod tests {
             spec["tolerations"] = json!([{"operator": "Exists"}]);
         }
         let found = admit(&pod(&spec), &node, others.iter());
-        let shown = found.as_ref().map(|()| ()).map_err(|refusal| (refusal.reason.as_str(), refusal.message.as_str()));
+        let shown = found.as_ref().copied().map_err(|refusal| (refusal.reason.as_str(), refusal.message.as_str()));
         assert_eq!(shown, expected);
     }
 

@@ -339,7 +339,7 @@ async fn grpc_check(tcp: TcpStream, address: &str, service: &str) -> Result<(), 
         1 => Ok(()),
         other => {
             let names = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"];
-            let name = usize::try_from(other).ok().and_then(|index| names.get(index)).copied().unwrap_or("UNKNOWN");
+            let name = names.get(usize::from(other)).copied().unwrap_or("UNKNOWN");
             Err(format!("service unhealthy (responded with {name:?})"))
         }
     }

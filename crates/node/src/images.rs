@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::status::Status;
 use client::Client;
 use image::credentials::{Credentials, from_docker_cfg, from_docker_config_json};
-use image::pull::{NoProgress, PullError};
+use image::pull::NoProgress;
 use image::reference::Reference;
 use image::store::{Image, ImageStore};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
@@ -46,12 +46,12 @@ pub async fn ensure(
         Missing { reason: "InvalidImageName", message }
     })?;
     let policy = policy(container, &reference);
-    if policy != "Always" {
-        if let Some(found) = images.get(name) {
-            let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
-            events.normal("Pulled", &message, of);
-            return Ok(found);
-        }
+    if policy != "Always"
+        && let Some(found) = images.get(name)
+    {
+        let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
+        events.normal("Pulled", &message, of);
+        return Ok(found);
     }
     if policy == "Never" {
         let message = format!("Container image {name:?} is not present with pull policy of Never");
@@ -61,7 +61,7 @@ pub async fn ensure(
     let credentials = credentials(client, events, pod).await;
     events.normal("Pulling", &format!("Pulling image {name:?}"), of);
     let begun = tokio::time::Instant::now();
-    match pull(images.clone(), reference, credentials).await {
+    match images.pull(&reference, &credentials, &NoProgress).await {
         Ok(found) => {
             let took = go_millis(begun.elapsed());
             let size = found.size;
@@ -76,21 +76,6 @@ pub async fn ensure(
             events.warning("Failed", &format!("Failed to pull image {name:?}: {message}"), of);
             Err(Missing { reason: "ErrImagePull", message })
         }
-    }
-}
-
-/// Pulls on a thread of its own, unpacking waits for disks.
-async fn pull(
-    images: ImageStore,
-    reference: Reference,
-    credentials: Vec<Credentials>,
-) -> Result<Arc<Image>, PullError> {
-    let runtime = tokio::runtime::Handle::current();
-    let task =
-        tokio::task::spawn_blocking(move || runtime.block_on(images.pull(&reference, &credentials, &NoProgress)));
-    match task.await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod events;
 pub mod exec;
 pub mod hooks;
 pub mod http_get;
+pub mod image_gc;
 pub mod images;
 pub mod logs;
 pub mod network;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use client::BoxFuture;
+use client::{BoxFuture, Clock};
 use k8s_openapi::api::core::v1::Pod;
 
 /// Connects pods. Pods on the host's network never come here.
@@ -16,6 +16,9 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// With a text for the `FailedCreatePodSandBox` event.
     fn attach<'a>(&'a self, uid: &'a str, netns: OwnedFd, pod: &'a Pod) -> BoxFuture<'a, Result<PodAddresses, String>>;
 
+    /// Takes over the addresses of a pod that an earlier process connected. Told of all of them before anything is attached.
+    fn adopt(&self, uid: &str, ips: &[IpAddr]);
+
     /// Takes the pod's addresses, link and host ports back. A pod that is not known is no error.
     ///
     /// # Errors
@@ -26,4 +29,38 @@ pub trait PodNetwork: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodAddresses {
     pub ips: Vec<IpAddr>,
+}
+
+/// The pod network of this machine's own kernel.
+pub struct KernelNetwork {
+    pub pods: net::pods::PodNetwork,
+    pub clock: Clock,
+}
+
+impl PodNetwork for KernelNetwork {
+    fn attach<'a>(&'a self, uid: &'a str, netns: OwnedFd, _: &'a Pod) -> BoxFuture<'a, Result<PodAddresses, String>> {
+        Box::pin(async move {
+            let ips = self.pods.attach(uid, netns, (self.clock)()).await.map_err(|error| with_cause(&error))?;
+            Ok(PodAddresses { ips })
+        })
+    }
+
+    fn adopt(&self, uid: &str, ips: &[IpAddr]) {
+        self.pods.adopt(uid, ips);
+    }
+
+    fn detach<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move { self.pods.detach(uid, (self.clock)()).await.map_err(|error| with_cause(&error)) })
+    }
+}
+
+/// An error with what caused it, in one line.
+pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    text
 }

@@ -161,13 +161,13 @@ impl Machine {
             terminated: exit.as_ref().map(terminated),
             ..ContainerState::default()
         };
-        if let State::Running(running) = &slot.state {
-            if !running.hook {
-                let started_at = Some(api_time(running.started_at));
-                let state =
-                    ContainerState { running: Some(ContainerStateRunning { started_at }), ..ContainerState::default() };
-                return (state, ended(&slot.exit));
-            }
+        if let State::Running(running) = &slot.state
+            && !running.hook
+        {
+            let started_at = Some(api_time(running.started_at));
+            let state =
+                ContainerState { running: Some(ContainerStateRunning { started_at }), ..ContainerState::default() };
+            return (state, ended(&slot.exit));
         }
         let stopped = self.stop.is_some();
         // A run that ended is shown until its successor starts, unless there is a reason to wait.

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::object::Object;
-use client::events::Recorder;
+use client::events::{Recorder, Severity};
 use client::informer::{Delta, Informer, Informers, View};
 use client::{Client, Clock, Resource};
 use image::store::ImageStore;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use runtime::Runtime;
 use runtime::plan::{AdoptedPod, ContainerState};
 use rustix::event::{PollFd, PollFlags};
@@ -23,7 +23,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::admission;
 use crate::network::PodNetwork;
 use crate::node_status::{self, Identity};
 use crate::plan::files::ClusterDns;
@@ -31,6 +30,7 @@ use crate::pod_machine::{Adopted, AdoptedContainer, Machine};
 use crate::shared::{Registry, Roots, Shared};
 use crate::sources::Sources;
 use crate::worker::{self, Handle, Message, Past};
+use crate::{admission, image_gc};
 
 /// Everything that the node is given.
 pub struct Config {
@@ -99,6 +99,18 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     tasks.spawn(async move {
         stop.run_until_cancelled(heartbeat).await;
     });
+    let about = ObjectReference {
+        kind: Some("Node".to_owned()),
+        name: Some(config.node_name.clone()),
+        uid: Some(config.node_name.clone()),
+        ..ObjectReference::default()
+    };
+    recorder.event(&about, Severity::Normal, "Starting", "Starting kubelet.");
+    let collect = image_gc::run(config.images.clone(), config.registry.clone(), recorder.clone(), about);
+    let stop = cancel.clone();
+    tasks.spawn(async move {
+        stop.run_until_cancelled(collect).await;
+    });
     let shared = Arc::new(Shared {
         node_name: config.node_name,
         node_ips: config.node_ips,
@@ -164,6 +176,7 @@ impl Loop {
             Some(view) => view?,
         };
         self.remove_orphans(&view);
+        self.adopt_addresses(&view);
         let mut changes = pods.subscribe();
         let mut mounts = mount_changes();
         let mut node = self.node.clone();
@@ -253,35 +266,72 @@ impl Loop {
 
     fn start(&mut self, uid: String, pod: Arc<Pod>, verdict: Result<(), admission::Refusal>) {
         let now = self.shared.now();
-        let mut past = Past::default();
+        let (mut past, mut running) = (Past::default(), None);
         let machine = match (verdict, self.found.remove(&uid)) {
             (Err(refusal), _) => {
                 info!(pod = uid, reason = refusal.reason, message = refusal.message, "pod refused");
                 let events = crate::events::PodEvents::new(self.shared.recorder.clone(), &pod);
                 events.warning(&refusal.reason, &refusal.message, None);
-                Machine::reject(pod, &refusal.reason, &refusal.message, now)
+                Machine::reject(pod, &refusal.reason, &format!("Pod was rejected: {}", refusal.message), now)
             }
             (Ok(()), Some(found)) => {
                 info!(pod = uid, containers = found.containers.len(), "pod adopted");
                 let adopted = adopted(&pod, &found, &mut past);
-                self.reattach(&uid, &pod, found);
+                let half_made = adopted.containers.is_empty() && !has_addresses(&pod);
+                if half_made {
+                    // Its start was cut short before it was connected: it is made anew.
+                    return self.begin(uid, Machine::new(pod, now), past, None);
+                }
+                running = Some((pod.clone(), found));
                 Machine::adopt(pod, adopted, now)
             }
             (Ok(()), None) => Machine::new(pod, now),
         };
+        self.begin(uid, machine, past, running);
+    }
+
+    fn begin(&mut self, uid: String, machine: Machine, past: Past, running: Option<(Arc<Pod>, AdoptedPod)>) {
         let status = machine.pod().status.clone().unwrap_or_default();
         self.shared.registry.set(&uid, crate::shared::Known { pod: machine.pod().clone(), status });
         let handle = worker::spawn(self.shared.clone(), machine, past, &mut self.tasks, self.cancel.clone());
-        self.workers.insert(uid, handle);
+        self.workers.insert(uid.clone(), handle);
+        if let Some((pod, found)) = running {
+            self.reattach(&uid, &pod, found);
+        }
+    }
+
+    /// Tells the network which addresses are taken, before it gives any away.
+    fn adopt_addresses(&self, view: &View) {
+        for pod in view.iter().filter(|object| self.found.contains_key(&object.meta().uid)) {
+            let Ok(pod) = pod.decode::<Pod>() else { continue };
+            let ips: Vec<IpAddr> = pod
+                .status
+                .iter()
+                .flat_map(|status| status.pod_ips.iter().flatten())
+                .filter_map(|ip| ip.ip.parse().ok())
+                .collect();
+            let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+            if !ips.is_empty() && !host_network {
+                self.shared.network.adopt(pod.metadata.uid.as_deref().unwrap_or_default(), &ips);
+            }
+        }
     }
 
     /// Lets the network repair what is missing of an adopted pod.
     fn reattach(&mut self, uid: &str, pod: &Arc<Pod>, found: AdoptedPod) {
         let Some(netns) = found.pod.netns else { return };
         let (shared, uid, pod) = (self.shared.clone(), uid.to_owned(), pod.clone());
+        let worker = self.workers.get(&uid).map(|worker| worker.mailbox.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = shared.network.attach(&uid, netns, &pod).await {
-                warn!(pod = uid, error, "the adopted pod's network is not repaired");
+            match (shared.network.attach(&uid, netns, &pod).await, worker) {
+                (Ok(addresses), Some(worker)) => {
+                    let ips = addresses.ips.iter().map(ToString::to_string).collect();
+                    let event = crate::pod_machine::Event::Addresses { ips };
+                    // The worker is gone only when the pod is.
+                    worker.send(Message::Machine(event)).await.ok();
+                }
+                (Ok(_), None) => {}
+                (Err(error), _) => warn!(pod = uid, error, "the adopted pod's network is not repaired"),
             }
             String::new()
         });
@@ -318,6 +368,12 @@ impl Loop {
             worker.mailbox.send(message).await.ok();
         }
     }
+}
+
+/// Whether the API knows the pod's addresses; on the host's network there are none to know.
+fn has_addresses(pod: &Pod) -> bool {
+    let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+    host_network || pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten()).next().is_some()
 }
 
 /// Whether the API's status shows that this node has begun with the pod.

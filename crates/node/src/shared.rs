@@ -12,6 +12,7 @@ use image::store::ImageStore;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use runtime::Runtime;
+use tokio::sync::watch;
 
 use crate::network::PodNetwork;
 use crate::plan::files::ClusterDns;
@@ -110,18 +111,32 @@ pub struct Known {
 }
 
 /// The node's pods by uid. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Registry {
     pods: Arc<RwLock<BTreeMap<String, Known>>>,
+    changes: watch::Sender<()>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { pods: Arc::default(), changes: watch::Sender::new(()) }
+    }
 }
 
 impl Registry {
     pub fn set(&self, uid: &str, known: Known) {
         self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), known);
+        self.changes.send_replace(());
     }
 
     pub fn remove(&self, uid: &str) {
         self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.changes.send_replace(());
+    }
+
+    /// Wakes up when any pod changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     pub fn all(&self) -> Vec<Known> {

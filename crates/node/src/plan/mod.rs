@@ -363,3 +363,6 @@ pub fn pod(pod: &Pod, cluster_domain: &str, log_root: &std::path::Path) -> Resul
 pub fn log_path(container: &str, attempt: i32) -> PathBuf {
     PathBuf::from(container).join(format!("{attempt}.log"))
 }
+
+#[cfg(test)]
+mod tests;

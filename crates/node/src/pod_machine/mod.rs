@@ -40,6 +40,10 @@ pub enum Event {
     SandboxReady {
         ips: Vec<String>,
     },
+    /// The adopted sandbox has these addresses.
+    Addresses {
+        ips: Vec<String>,
+    },
     SandboxFailed {
         message: String,
     },
@@ -388,6 +392,7 @@ impl Machine {
             }
             Event::SourcesChanged => self.sources_changed(now),
             Event::SandboxReady { ips } => (self.sandbox, self.ips) = (Sandbox::Ready, ips),
+            Event::Addresses { ips } => self.ips = ips,
             Event::SandboxFailed { message } => {
                 let message = format!("Failed to create pod sandbox: {message}");
                 self.record(true, "FailedCreatePodSandBox", message, None);

@@ -146,10 +146,10 @@ impl Machine {
 
     pub(super) fn pre_stop_done(&mut self, name: &str, id: &str) {
         let Some(index) = self.index_of_run(name, id) else { return };
-        if let Some(stopping) = self.slots[index].running().and_then(|running| running.stopping.as_mut()) {
-            if stopping.stage == Stage::Hook {
-                stopping.stage = Stage::Turn;
-            }
+        if let Some(stopping) = self.slots[index].running().and_then(|running| running.stopping.as_mut())
+            && stopping.stage == Stage::Hook
+        {
+            stopping.stage = Stage::Turn;
         }
     }
 

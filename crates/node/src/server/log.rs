@@ -91,9 +91,9 @@ async fn copy(
     sender: mpsc::Sender<std::io::Result<Bytes>>,
     cancel: tokio_util::sync::CancellationToken,
 ) {
-    /// An end that no write of the log announces is noticed this late.
-    const CHECK: std::time::Duration = std::time::Duration::from_millis(500);
+    let mut pods = run.registry.changes();
     loop {
+        pods.mark_unchanged();
         // Taken before reading: what was written before the end is read after it.
         let goes_on = run.goes_on();
         let (back, piece) = match tokio::task::spawn_blocking(move || {
@@ -125,7 +125,8 @@ async fn copy(
                 tracing::warn!(path = %run.path.display(), %error, "log not followed any more");
                 return;
             },
-            () = tokio::time::sleep(CHECK) => {}
+            // The container may have ended.
+            Ok(()) = pods.changed() => {}
             () = sender.closed() => return,
             () = cancel.cancelled() => return,
         }

@@ -23,10 +23,10 @@ pub fn write(dir: &Path, payload: &Payload, fs_group: Option<u32>, stamp: &str) 
         check_path(path)?;
     }
     let current = fs::read_link(dir.join(DATA)).ok();
-    if let Some(current) = &current {
-        if holds(&dir.join(current), payload)? {
-            return Ok(false);
-        }
+    if let Some(current) = &current
+        && holds(&dir.join(current), payload)?
+    {
+        return Ok(false);
     }
     let new = PathBuf::from(format!("..{stamp}"));
     let place = dir.join(&new);

@@ -15,10 +15,10 @@ use k8s_openapi::api::core::v1::{Container, Pod, Service};
 use runtime::plan::{ContainerPlan, LogLimits, Rootfs, Stdin};
 use tracing::info;
 
-use super::sandbox::with_cause;
 use super::storage::Volumes;
 use super::{Message, Worker};
 use crate::events::PodEvents;
+use crate::network::with_cause;
 use crate::plan::env::Facts;
 use crate::plan::files::Dns;
 use crate::plan::{self, Bind, Device, PlanError, Propagation};
@@ -39,7 +39,7 @@ pub(crate) const LABEL_SIGNAL: &str = "coracle.dev/stop-signal";
 struct Failed {
     reason: &'static str,
     message: String,
-    exit: Option<Exit>,
+    exit: Option<Box<Exit>>,
 }
 
 impl From<PlanError> for Failed {
@@ -96,7 +96,7 @@ impl Worker {
                     container: name,
                     reason: failed.reason.to_owned(),
                     message: failed.message,
-                    exit: failed.exit,
+                    exit: failed.exit.map(|exit| *exit),
                 },
             })
         });
@@ -141,7 +141,7 @@ impl Launch {
                     started_at: None,
                     finished_at: Some(now),
                 };
-                return Err(Failed { reason: "RunContainerError", message, exit: Some(exit) });
+                return Err(Failed { reason: "RunContainerError", message, exit: Some(Box::new(exit)) });
             }
         };
         this.events.normal("Started", "Container started", Some(&name));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::{Message, Worker};
+use crate::network::with_cause;
 use crate::plan;
 use crate::pod_machine::Event;
 use crate::shared::Shared;
@@ -39,10 +40,9 @@ impl Worker {
 
 async fn create(shared: &Shared, pod: &k8s_openapi::api::core::v1::Pod, uid: &str) -> Result<Vec<String>, String> {
     let plan = plan::pod(pod, &shared.cluster_dns.domain, &shared.roots.pod_logs)?;
-    let made = match shared.runtime.create_pod(plan).await {
-        Ok(made) => made,
-        Err(error) => return Err(with_cause(&error)),
-    };
+    // What an attempt that was cut short has left is in the way.
+    remove(shared, uid).await?;
+    let made = shared.runtime.create_pod(plan).await.map_err(|error| with_cause(&error))?;
     let Some(netns) = made.netns else { return Ok(shared.host_ips()) };
     match shared.network.attach(uid, netns, pod).await {
         Ok(addresses) => Ok(addresses.ips.iter().map(ToString::to_string).collect()),
@@ -69,15 +69,4 @@ pub(super) async fn remove_patiently(shared: &Shared, uid: &str) {
         warn!(pod = uid, error, "sandbox not removed, will try again");
         tokio::time::sleep(RETRY).await;
     }
-}
-
-/// An error with what caused it, in one line.
-pub(super) fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
-    text
 }

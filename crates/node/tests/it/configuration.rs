@@ -119,7 +119,7 @@ async fn host_paths_are_checked_and_waited_for() {
     node::volumes::mounts::tmpfs(&disk, None, 0o755).unwrap();
     fs::write(disk.join("title"), "mounted").unwrap();
     bed.until_phase("disk", "Succeeded").await;
-    assert_eq!(bed.until_log("disk", "main", "mounted").await, "mounted\n");
+    assert_eq!(bed.until_log("disk", "main", "mounted").await, "mounted");
     bed.finish().await;
 }
 

@@ -1,5 +1,8 @@
 //! The node for real: an API server in process, and pods as processes of this machine.
 
+// A test's panic is its report.
+#![allow(clippy::unwrap_used)]
+
 mod bed;
 mod configuration;
 mod endpoint;

@@ -123,12 +123,9 @@ async fn what_does_not_fit_is_refused() {
     bed.pod("huge", json!({"containers": [container]})).await;
     let status = bed.until_phase("huge", "Failed").await;
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
-    assert!(
-        status
-            .message
-            .unwrap()
-            .starts_with("Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: ")
-    );
+    assert!(status.message.unwrap().starts_with(
+        "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: "
+    ));
     bed.finish().await;
 }
 
