@@ -122,8 +122,9 @@ fn pod_spec(spec: &mut Value) {
     default_text(spec, "dnsPolicy", "ClusterFirst");
     default_text(spec, "restartPolicy", "Always");
     default_text(spec, "schedulerName", "default-scheduler");
-    default(spec, "securityContext", json!({}));
-    drop_zero(&mut spec["securityContext"], &["supplementalGroups", "sysctls"]);
+    if let Some(context) = object(spec, "securityContext") {
+        drop_zero(context, &["supplementalGroups", "sysctls"]);
+    }
     default(spec, "terminationGracePeriodSeconds", 30);
     for volume in items_mut(spec.get_mut("volumes")) {
         fill_volume(volume);

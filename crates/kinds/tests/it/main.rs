@@ -8,6 +8,7 @@ mod apps;
 mod core;
 mod examples;
 mod network;
+mod nonsense;
 mod pod;
 mod pod_update;
 mod rbac;

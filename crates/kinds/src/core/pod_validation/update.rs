@@ -10,7 +10,7 @@ use super::scheduling;
 use crate::diff::unified;
 use crate::place::Place;
 use crate::strategy::same;
-use crate::value::{copy, items, remove, text};
+use crate::value::{copy, items, remove, set, text};
 
 const MAY_CHANGE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
     `spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` \
@@ -131,6 +131,6 @@ fn narrowed(spec: &Place<'_>, munged: &mut Value, old: &Value, errors: &mut Vec<
     match munged.get_mut("affinity") {
         Some(new) => copy(new, "nodeAffinity", affinity),
         None if affinity["nodeAffinity"].is_null() => {}
-        None => munged["affinity"] = json!({"nodeAffinity": affinity["nodeAffinity"]}),
+        None => set(munged, "affinity", json!({"nodeAffinity": affinity["nodeAffinity"]})),
     }
 }
