@@ -43,6 +43,7 @@ pub struct AdmissionAttributes<'a> {
 }
 
 impl AdmissionAttributes<'_> {
+    /// The resource that the object is stored under.
     pub fn resource(&self) -> &GroupResource {
         &self.kind.names.resource
     }
@@ -68,6 +69,7 @@ impl AdmissionAttributes<'_> {
 pub struct Warnings(Mutex<Vec<String>>);
 
 impl Warnings {
+    /// Adds a text once.
     pub fn add(&self, text: impl Into<String>) {
         let (mut texts, text) = (self.0.lock().expect("no holder of this lock can panic"), text.into());
         if !texts.contains(&text) {
@@ -75,6 +77,7 @@ impl Warnings {
         }
     }
 
+    /// Returns what was added, in order, and forgets it.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().expect("no holder of this lock can panic"))
     }

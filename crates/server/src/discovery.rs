@@ -34,6 +34,7 @@ const AGGREGATED_TYPES: [(&str, &str); 2] = [
 ];
 
 impl Discovery {
+    /// Makes the documents. `advertised` is the `HOST:PORT` at which clients reach this server.
     pub fn new(catalog: &Catalog, advertised: &str) -> Self {
         let mut documents = BTreeMap::new();
         let mut groups: BTreeMap<&str, Vec<(&str, Vec<&Served>)>> = BTreeMap::new();
@@ -82,6 +83,7 @@ impl Discovery {
         Self { documents, aggregated: BTreeMap::from([("/api", of(true)), ("/apis", of(false))]) }
     }
 
+    /// The paths that [`answer`](Self::answer) knows.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.documents.keys().map(String::as_str)
     }

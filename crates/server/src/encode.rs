@@ -45,6 +45,7 @@ impl Registry {
         }
     }
 
+    /// One object in the form that was accepted. `include` matters to tables only.
     pub fn object_json(&self, served: &Served, object: &Object, form: Form, include: Include) -> Bytes {
         let mut out = BytesMut::with_capacity(object.draft().body().len() + 64);
         match form {
@@ -59,6 +60,7 @@ impl Registry {
         out.freeze()
     }
 
+    /// A page in the form that was accepted.
     pub fn list_json(&self, served: &Served, list: &Listed, form: Form, include: Include) -> Bytes {
         let mut metadata = json!({"resourceVersion": list.revision.to_string()});
         if let Some(next) = &list.next {
@@ -130,6 +132,7 @@ pub fn partial(object: &Value, version: MetaVersion) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": object["metadata"]})
 }
 
+/// A table; in a watch only the first one has `headers`.
 pub fn table(served: &Served, version: MetaVersion, metadata: Value, rows: Vec<Value>, headers: bool) -> Value {
     let columns = headers.then(|| {
         let column = |column: &kinds::kind::Column| {

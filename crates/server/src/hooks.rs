@@ -77,6 +77,7 @@ pub enum Unallocated {
     Exhausted(String),
 }
 
+/// A connection of whatever kind.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 

@@ -26,6 +26,7 @@ pub struct User {
 }
 
 impl User {
+    /// A user without uid and extra.
     pub fn new(name: impl Into<String>, groups: &[&str]) -> Self {
         Self { name: name.into(), groups: groups.iter().map(|g| (*g).to_owned()).collect(), ..Self::default() }
     }
@@ -35,14 +36,19 @@ impl User {
         Self::new(name, &[SYSTEM_MASTERS, SYSTEM_AUTHENTICATED])
     }
 
+    /// Whether the user is a member of a group.
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
 }
 
+/// Who is in it may do everything.
 pub const SYSTEM_MASTERS: &str = "system:masters";
+/// Everybody whose credentials were checked.
 pub const SYSTEM_AUTHENTICATED: &str = "system:authenticated";
+/// Everybody who showed none.
 pub const SYSTEM_UNAUTHENTICATED: &str = "system:unauthenticated";
+/// The name of those who showed no credentials.
 pub const ANONYMOUS: &str = "system:anonymous";
 
 /// The certificates that a TLS client proved to own, leaf first; empty on plain connections and without one.

@@ -32,6 +32,7 @@ pub struct Local {
 }
 
 impl Local {
+    /// Requests to `server` as `user`.
     pub fn new(server: Arc<Server>, user: User) -> Self {
         Self { server, user }
     }

@@ -5,7 +5,7 @@
 //! `api/openapi-spec/v3`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::Mutex;
 
 use api::schema::{Field, ListType, Scalar, Shape, Type};
@@ -102,7 +102,7 @@ impl OpenApi {
     fn document(&self, path: &str, group: &Group, headers: &HeaderMap) -> Response<Body> {
         let kept = self.made.lock().expect("no holder of this lock can panic").get(path).cloned();
         let packed = kept.unwrap_or_else(|| {
-            let packed = pack(&document(&group.served));
+            let packed = pack(&group.served);
             self.made.lock().expect("no holder of this lock can panic").insert(path.to_owned(), packed.clone());
             packed
         });
@@ -152,10 +152,9 @@ fn not_modified() -> Response<Body> {
     response
 }
 
-fn pack(document: &Value) -> Bytes {
+fn pack(served: &[Served]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    serde_json::to_writer(&mut encoder, document).expect("memory takes every write");
-    encoder.flush().and_then(|()| encoder.finish()).expect("memory takes every write").into()
+    write_document(served, &mut encoder).and_then(|()| encoder.finish()).expect("memory takes every write").into()
 }
 
 fn unpack(packed: &[u8]) -> Vec<u8> {
@@ -203,11 +202,19 @@ impl<'a> Descriptions<'a> {
     }
 }
 
-/// The document of one group and version.
-fn document(served: &[Served]) -> Value {
+/// Writes the document of one group and version, piece by piece: as one value it would take megabytes.
+fn write_document(served: &[Served], out: &mut impl Write) -> io::Result<()> {
+    let info = json!({"title": "Kubernetes", "version": VERSION});
+    write!(out, "{{\"openapi\":\"3.0.0\",\"info\":{info},\"paths\":")?;
+    let mut paths = Members::new(out);
+    for served in served {
+        add_paths(served, &mut paths)?;
+    }
+    paths.end()?;
     let table = String::from_utf8(unpack(DESCRIPTIONS)).expect("the table is text");
-    let mut schemas = Schemas { texts: Descriptions::parse(&table), done: Map::new(), open: Vec::new() };
-    let mut paths = BTreeMap::new();
+    let mut schemas = Schemas { texts: Descriptions::parse(&table), seen: BTreeSet::new(), open: Vec::new() };
+    write!(out, ",\"components\":{{\"schemas\":")?;
+    let mut members = Members::new(out);
     for served in served {
         schemas.want(&served.version().schema);
         for sub in &served.kind.subresources {
@@ -215,45 +222,64 @@ fn document(served: &[Served]) -> Value {
                 schemas.want(of.name());
             }
         }
-        add_paths(served, &mut paths);
         if served.kind.verbs.contains(&Verb::List) {
-            schemas.add_list(served);
+            let (name, schema) = schemas.list(served);
+            members.add(&name, &schema)?;
         }
     }
     for name in ["DeleteOptions", "Status"] {
         schemas.want(&format!("{META}{name}"));
     }
-    json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": VERSION},
-        "paths": paths,
-        "components": {"schemas": schemas.finish()},
-    })
+    while let Some((name, schema)) = schemas.next() {
+        members.add(&name, &schema)?;
+    }
+    members.end()?;
+    write!(out, "}}}}")
+}
+
+/// A JSON object that is written member by member.
+struct Members<'a, W> {
+    out: &'a mut W,
+    separator: &'static str,
+}
+
+impl<'a, W: Write> Members<'a, W> {
+    fn new(out: &'a mut W) -> Self {
+        Self { out, separator: "{" }
+    }
+
+    fn add(&mut self, name: &str, value: &Value) -> io::Result<()> {
+        let separator = std::mem::replace(&mut self.separator, ",");
+        write!(self.out, "{separator}{}:{value}", Value::from(name))
+    }
+
+    fn end(self) -> io::Result<()> {
+        self.out.write_all(if self.separator == "{" { b"{}" } else { b"}" })
+    }
 }
 
 /// The schemas of a document, each with those that it refers to.
 struct Schemas<'a> {
     texts: Descriptions<'a>,
-    done: Map<String, Value>,
+    seen: BTreeSet<String>,
     open: Vec<String>,
 }
 
 impl Schemas<'_> {
     fn want(&mut self, name: &str) {
-        if !self.done.contains_key(name) && !self.open.iter().any(|open| open == name) {
+        if !self.seen.contains(name) {
+            self.seen.insert(name.to_owned());
             self.open.push(name.to_owned());
         }
     }
 
-    fn finish(mut self) -> Map<String, Value> {
-        while let Some(name) = self.open.pop() {
-            let schema = match kinds::schema::get(&name) {
-                Some(of) => self.object(of),
-                None => well_known(&name),
-            };
-            self.done.insert(name, schema);
-        }
-        self.done
+    fn next(&mut self) -> Option<(String, Value)> {
+        let name = self.open.pop()?;
+        let schema = match kinds::schema::get(&name) {
+            Some(of) => self.object(of),
+            None => well_known(&name),
+        };
+        Some((name, schema))
     }
 
     fn object(&mut self, of: Type<'_>) -> Value {
@@ -357,7 +383,7 @@ impl Schemas<'_> {
         }
     }
 
-    fn add_list(&mut self, served: &Served) {
+    fn list(&mut self, served: &Served) -> (String, Value) {
         let name = &served.version().schema;
         let list_meta = format!("{META}ListMeta");
         self.want(&list_meta);
@@ -375,7 +401,7 @@ impl Schemas<'_> {
             "required": ["items"],
             "x-kubernetes-group-version-kind": [gvk(&version.group, &version.version, &kind)],
         });
-        self.done.insert(format!("{name}List"), schema);
+        (format!("{name}List"), schema)
     }
 }
 
@@ -405,7 +431,7 @@ const PATCHES: [&str; 3] =
     ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
 /// The paths of a kind and its sub-resources.
-fn add_paths(served: &Served, paths: &mut BTreeMap<String, Value>) {
+fn add_paths<W: Write>(served: &Served, paths: &mut Members<'_, W>) -> io::Result<()> {
     let version = served.version();
     let root = match &*version.group {
         "" => format!("/api/{}", version.version),
@@ -422,20 +448,27 @@ fn add_paths(served: &Served, paths: &mut BTreeMap<String, Value>) {
     let all: BTreeSet<Verb> = served.kind.verbs.iter().copied().collect();
     let (on_collection, on_object): (BTreeSet<Verb>, BTreeSet<Verb>) =
         all.into_iter().partition(|verb| matches!(verb, Verb::Create | Verb::List | Verb::DeleteCollection));
-    add_path(paths, &collection, &on_collection, &own, &schema);
-    add_path(paths, &named, &on_object, &own, &schema);
+    add_path(paths, &collection, &on_collection, &own, &schema)?;
+    add_path(paths, &named, &on_object, &own, &schema)?;
     if served.is_namespaced() && served.kind.verbs.contains(&Verb::List) {
-        add_path(paths, &format!("{root}/{plural}"), &BTreeSet::from([Verb::List]), &own, &schema);
+        add_path(paths, &format!("{root}/{plural}"), &BTreeSet::from([Verb::List]), &own, &schema)?;
     }
     for sub in &served.kind.subresources {
         let of = sub.body.map_or_else(|| own.clone(), |(group, version, kind)| gvk(group, version, kind));
         let (_, body) = crate::http::write::body_type(served, sub);
         let schema = body.map_or_else(|| schema.clone(), |body| format!("{REF}{}", body.name()));
-        add_path(paths, &format!("{named}/{}", sub.name), &sub.verbs.iter().copied().collect(), &of, &schema);
+        add_path(paths, &format!("{named}/{}", sub.name), &sub.verbs.iter().copied().collect(), &of, &schema)?;
     }
+    Ok(())
 }
 
-fn add_path(paths: &mut BTreeMap<String, Value>, path: &str, verbs: &BTreeSet<Verb>, gvk: &Value, schema: &str) {
+fn add_path<W: Write>(
+    paths: &mut Members<'_, W>,
+    path: &str,
+    verbs: &BTreeSet<Verb>,
+    gvk: &Value,
+    schema: &str,
+) -> io::Result<()> {
     let mut item = Map::new();
     for verb in verbs {
         let (method, action) = match verb {
@@ -470,7 +503,7 @@ fn add_path(paths: &mut BTreeMap<String, Value>, path: &str, verbs: &BTreeSet<Ve
         item.insert(method.to_owned(), operation);
     }
     if item.is_empty() {
-        return;
+        return Ok(());
     }
     let in_path: Vec<Value> = ["namespace", "name"]
         .iter()
@@ -480,7 +513,7 @@ fn add_path(paths: &mut BTreeMap<String, Value>, path: &str, verbs: &BTreeSet<Ve
     if !in_path.is_empty() {
         item.insert("parameters".to_owned(), in_path.into());
     }
-    paths.insert(path.to_owned(), item.into());
+    paths.add(path, &item.into())
 }
 
 fn content(media_types: &[&str], schema: &str) -> Map<String, Value> {
@@ -522,7 +555,12 @@ mod tests {
     fn all() -> Vec<Value> {
         let catalog = Catalog::new(kinds::registry());
         let by = catalog.by_group_version();
-        by.into_values().map(|served| document(&served.into_iter().cloned().collect::<Vec<_>>())).collect()
+        let document = |served: Vec<&Served>| {
+            let mut out = Vec::new();
+            write_document(&served.into_iter().cloned().collect::<Vec<_>>(), &mut out).unwrap();
+            serde_json::from_slice(&out).unwrap()
+        };
+        by.into_values().map(document).collect()
     }
 
     #[test]

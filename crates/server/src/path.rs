@@ -131,6 +131,7 @@ pub(crate) fn selected_name(selector: &str) -> Option<&str> {
 pub struct Query(Vec<(String, String)>);
 
 impl Query {
+    /// Takes what stands behind the `?`.
     pub fn parse(query: &str) -> Self {
         let pair = |text: &str| {
             let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -144,6 +145,7 @@ impl Query {
         self.all(name).next()
     }
 
+    /// Every value of a parameter, in order.
     pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
     }

@@ -76,6 +76,7 @@ impl ServerConfig {
     }
 }
 
+/// A running server: everything that answers a request.
 pub struct Server {
     pub registry: Arc<Registry>,
     pub(crate) authenticator: Arc<dyn Authenticator>,
@@ -92,6 +93,7 @@ pub struct Server {
 }
 
 impl Server {
+    /// Puts the parts together. Nothing runs yet: see [`Server::serve`], [`Server::local`] and [`Server::maintain`].
     pub fn new(config: ServerConfig) -> Arc<Self> {
         let catalog = Catalog::new(config.kinds);
         Arc::new(Self {

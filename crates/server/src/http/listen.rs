@@ -34,7 +34,8 @@ const STREAMS: u32 = 1000;
 const RESETS: usize = 100;
 const MAX_HEADERS: u32 = 64 * 1024;
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const HEADERS: Duration = Duration::from_secs(32);
+/// For a request's head, and for the silence between two requests: upstream's time for the latter.
+const HEADERS: Duration = Duration::from_secs(90);
 const PING: Duration = Duration::from_secs(30);
 /// Connections served at once; more wait to be accepted.
 const CONNECTIONS: usize = 4096;

@@ -17,6 +17,7 @@ pub enum Format {
 }
 
 impl Format {
+    /// What the answer says it is.
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Json | Self::Pretty => "application/json",
@@ -43,6 +44,7 @@ pub enum MetaVersion {
 }
 
 impl MetaVersion {
+    /// As objects of this version say it.
     pub fn api_version(self) -> &'static str {
         match self {
             Self::V1 => "meta.k8s.io/v1",
@@ -66,6 +68,7 @@ pub struct Range<'a> {
 }
 
 impl Range<'_> {
+    /// The value of a parameter other than the weight.
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
     }
@@ -102,6 +105,7 @@ pub fn ranges(header: &str) -> Vec<Range<'_>> {
     ranges
 }
 
+/// All Accept headers as one.
 pub fn accept(headers: &HeaderMap) -> String {
     let values: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     values.join(",")
@@ -154,6 +158,7 @@ fn form(range: &Range<'_>) -> Option<Form> {
     }
 }
 
+/// 406, with what is offered.
 pub fn not_acceptable() -> Status {
     Status::not_acceptable("only the following media types are accepted: application/json, application/yaml")
 }

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+/// What a body in this form says it is.
 pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
 
 /// Every body begins with it.

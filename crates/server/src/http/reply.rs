@@ -16,11 +16,13 @@ use serde_json::Value;
 
 use super::negotiate::Format;
 
+/// The body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Below this size compressing costs more than it saves; upstream's threshold.
 const COMPRESS_FROM: usize = 128 * 1024;
 
+/// A body that is there already.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
@@ -50,10 +52,12 @@ fn reformatted(format: Format, bytes: &[u8]) -> Option<Bytes> {
     }
 }
 
+/// An answer made of a value.
 pub fn value(code: StatusCode, format: Format, value: &Value) -> Response<Body> {
     json(code, format, serde_json::to_vec(value).expect("a value is always JSON").into())
 }
 
+/// An answer in plain text.
 pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
     let mut response = Response::new(full(text.into()));
     *response.status_mut() = code;
@@ -64,6 +68,7 @@ pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
     response
 }
 
+/// A refusal.
 pub fn status(status: &Status) -> Response<Body> {
     failure(status, None)
 }

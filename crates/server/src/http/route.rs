@@ -61,6 +61,7 @@ pub(crate) struct Endpoint<'a> {
 }
 
 impl<'a> Endpoint<'a> {
+    /// The object that the path names.
     pub fn place(&self) -> Place<'a> {
         Place::new(self.served, &self.path.namespace, &self.path.name)
     }
@@ -239,7 +240,8 @@ impl Exchange<'_> {
                 _ => Err(not_allowed(endpoint, verb).into()),
             }
         };
-        match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
+        let timeout = self.query.get("timeout").map(duration).transpose()?.unwrap_or(REQUEST_TIMEOUT);
+        match tokio::time::timeout(timeout.min(REQUEST_TIMEOUT), answer).await {
             Ok(answer) => answer,
             Err(_) => Err(Status::timeout("request did not complete within the allotted timeout").into()),
         }
@@ -387,6 +389,32 @@ impl Exchange<'_> {
     }
 }
 
+/// Parses a duration as Go writes it, such as `32s` or `1m30s`; none at all is the longest.
+fn duration(text: &str) -> Result<Duration, Status> {
+    let bad = || {
+        Status::bad_request(format!("invalid timeout specified in the request URL: {text:?} is not like 30s or 1m30s"))
+    };
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() && rest != "0" {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
+        let number: f64 = rest[..digits].parse().map_err(|_| bad())?;
+        let seconds = match &rest[digits..unit] {
+            "h" => number * 3600.0,
+            "m" => number * 60.0,
+            "s" => number,
+            "ms" => number / 1e3,
+            "us" | "\u{b5}s" => number / 1e6,
+            "ns" => number / 1e9,
+            _ => return Err(bad()),
+        };
+        total += Duration::try_from_secs_f64(seconds).map_err(|_| bad())?;
+        rest = &rest[unit..];
+    }
+    Ok(if total.is_zero() { REQUEST_TIMEOUT } else { total })
+}
+
 /// The form of one object.
 pub(crate) fn single(form: Form) -> Result<Form, Status> {
     match form {
@@ -410,4 +438,18 @@ fn json_paths(server: &Server) -> serde_json::Value {
     paths.extend(["/healthz", "/livez", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
     paths.sort();
     serde_json::json!({"paths": paths})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_go_writes_them() {
+        let check = |text: &str| duration(text).ok().map(|d| d.as_millis());
+        assert_eq!(check("32s"), Some(32_000));
+        assert_eq!(check("1m30.5s"), Some(90_500));
+        assert_eq!(check("0"), Some(60_000));
+        assert_eq!([check("5"), check("x"), check("-1s"), check("1e400s"), check("1d")], [None; 5]);
+    }
 }

@@ -111,6 +111,7 @@ enum Woken {
     Deadline,
 }
 
+/// The lines of a watch until its time is over, the server stops, or its place is compacted away.
 pub fn stream(
     watch: Watch,
     registry: Arc<Registry>,

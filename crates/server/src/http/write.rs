@@ -7,6 +7,7 @@ use std::sync::Arc;
 use api::object::Object;
 use api::patch::{self, Patch};
 use api::status::Status;
+use api::validation;
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use kinds::kind::{Action, Kind, Subresource, Verb};
@@ -180,7 +181,8 @@ impl Exchange<'_> {
 
     fn writer(&self, options: &str) -> Result<Writer<'_>, Status> {
         let mut dry_run = false;
-        let mut errors = Vec::new();
+        let manager = self.query.get("fieldManager").unwrap_or_default();
+        let mut errors = validation::validate_field_manager(manager, &api::field::Path::new("fieldManager"));
         for value in self.query.all("dryRun").filter(|value| !value.is_empty()) {
             if value == "All" {
                 dry_run = true;

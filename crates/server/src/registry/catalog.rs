@@ -21,6 +21,7 @@ pub struct Served {
 }
 
 impl Catalog {
+    /// Indexes the kinds by the paths that they are served under.
     pub fn new(kinds: Vec<Kind>) -> Self {
         let kinds: Vec<Arc<Kind>> = kinds.into_iter().map(Arc::new).collect();
         let mut by_path = BTreeMap::new();
@@ -34,10 +35,12 @@ impl Catalog {
         Self { kinds, by_path }
     }
 
+    /// What a path leads to.
     pub fn find(&self, group: &str, version: &str, resource: &str) -> Option<&Served> {
         self.by_path.get(&(group.to_owned(), version.to_owned(), resource.to_owned()))
     }
 
+    /// Every kind, in the order given.
     pub fn kinds(&self) -> &[Arc<Kind>] {
         &self.kinds
     }
@@ -58,6 +61,7 @@ impl Catalog {
 }
 
 impl Served {
+    /// The version that is served.
     pub fn version(&self) -> &Version {
         &self.kind.versions[self.index]
     }
@@ -77,6 +81,7 @@ impl Served {
         api_version(self.version())
     }
 
+    /// Such as `Deployment`.
     pub fn kind_name(&self) -> &str {
         &self.kind.names.kind
     }
@@ -86,10 +91,12 @@ impl Served {
         GroupResource::owned(&*self.version().group, &*self.kind.names.resource.resource)
     }
 
+    /// Whether objects are in namespaces.
     pub fn is_namespaced(&self) -> bool {
         self.kind.scope == Scope::Namespaced
     }
 
+    /// The sub-resource of a name.
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.kind.subresources.iter().find(|sub| sub.name == name)
     }

@@ -19,7 +19,9 @@ use super::update::{finalizes, precondition_uid};
 use super::{Place, Registry, Writer, claims, draft, metadata};
 use crate::admit::Operation;
 
+/// Makes the garbage collector release the dependents before the object goes.
 pub const ORPHAN: &str = "orphan";
+/// Makes the garbage collector delete the dependents before the object goes.
 pub const FOREGROUND: &str = "foregroundDeletion";
 
 /// A deletion's wishes.
@@ -41,6 +43,7 @@ pub enum Deleted {
 }
 
 impl Deleted {
+    /// The object, or its last state.
     pub fn object(&self) -> &Arc<Object> {
         match self {
             Self::Gone(object) | Self::Pending(object) => object,
@@ -62,6 +65,11 @@ impl Options {
     /// # Errors
     /// 400 for fields of a wrong type, 422 for values that are none of the allowed ones.
     pub fn parse(body: &Value) -> Result<Self, Status> {
+        if !body.is_object() && !body.is_null()
+            || !matches!(body["kind"].as_str().unwrap_or_default(), "" | "DeleteOptions")
+        {
+            return Err(Status::bad_request("decoded object cannot be converted to DeleteOptions"));
+        }
         let text = |value: &Value, field: &str| match value {
             Value::Null => Ok(None),
             Value::String(text) => Ok(Some(text.clone())),

@@ -112,6 +112,7 @@ pub fn rfc3339(now: Timestamp) -> String {
     now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// A name that begins with `base`.
 pub fn generate_name(base: &str, rng: &Rng) -> String {
     validation::generate_name(base, |below| random_below(rng, below as u128) as usize)
 }

@@ -32,6 +32,7 @@ pub mod select;
 pub mod update;
 pub mod watch;
 
+/// What every verb needs: the store, the kinds, and who has a say.
 pub struct Registry {
     pub store: Arc<dyn Store>,
     pub catalog: Catalog,
@@ -69,18 +70,22 @@ impl<'a> Place<'a> {
         Self { served, namespace: if served.is_namespaced() { namespace } else { "" }, name }
     }
 
+    /// Where the object is stored.
     pub fn key(&self) -> Key {
         Key::new(&self.served.kind.names.resource, self.namespace, self.name)
     }
 
+    /// 404 for this object.
     pub fn not_found(&self) -> Status {
         Status::not_found(&self.served.group_resource(), self.name)
     }
 
+    /// 409 for this object.
     pub fn conflict(&self, why: impl std::fmt::Display) -> Status {
         Status::conflict(&self.served.group_resource(), self.name, why)
     }
 
+    /// 422 for this object.
     pub fn invalid(&self, errors: &[api::field::Error]) -> Status {
         Status::invalid(&self.served.version().group, self.served.kind_name(), self.name, errors)
     }
@@ -99,6 +104,7 @@ impl<'a> Place<'a> {
 }
 
 impl Registry {
+    /// The time by the clock that was given.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
     }

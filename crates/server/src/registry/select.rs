@@ -96,6 +96,7 @@ impl Selection {
 }
 
 impl Registry {
+    /// Whether an object of the scope is selected.
     pub fn covers(&self, selection: &Selection, object: &Object) -> bool {
         if !selection.labels.matches(&object.meta().labels) {
             return false;

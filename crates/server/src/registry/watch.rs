@@ -90,6 +90,7 @@ impl Watch {
         self.pending.pop_front().map(Event::Change)
     }
 
+    /// What is watched.
     pub fn selection(&self) -> &Selection {
         &self.selection
     }

@@ -153,3 +153,49 @@ async fn a_slow_client_delays_nobody() {
         assert!(fast.line().await.starts_with(&format!("ADDED m{n} ")));
     }
 }
+
+/// Whatever happens at once, a watch tells of it in one order, and adds up to the list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_add_up_to_the_list() {
+    let cluster = Cluster::start().await;
+    let mut watch = cluster.watch(&format!("{MAPS}?watch=true&labelSelector=even"), &[]).await;
+    let writer = async |seed: u64| {
+        let mut random = seed;
+        for _ in 0..60 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (name, what) = (format!("m{}", (random >> 33) % 8), (random >> 50) % 4);
+            let path = format!("{MAPS}/{name}");
+            let labels = if (random >> 40) % 2 == 0 { json!({"even": "yes"}) } else { json!({"even": null}) };
+            match what {
+                0 => cluster.delete(&path, &json!({})).await.code,
+                1 => cluster.post(MAPS, &json!({"metadata": {"name": name, "labels": labels}})).await.code,
+                _ => cluster.patch(&path, "merge", &json!({"metadata": {"labels": labels}})).await.code,
+            };
+        }
+    };
+    tokio::join!(writer(1), writer(2), writer(3), writer(4));
+    let last = make(&cluster, "last", json!({"even": "yes"})).await;
+
+    let (mut state, mut reached) = (std::collections::BTreeMap::new(), 0);
+    loop {
+        let event = watch.next().await.unwrap();
+        let metadata = &event["object"]["metadata"];
+        let revision: u64 = metadata["resourceVersion"].as_str().unwrap().parse().unwrap();
+        assert!(revision > reached, "{event}");
+        reached = revision;
+        let name = metadata["name"].as_str().unwrap().to_owned();
+        let known = match event["type"].as_str().unwrap() {
+            "ADDED" => state.insert(name.clone(), event["object"].clone()).is_none(),
+            "MODIFIED" => state.insert(name.clone(), event["object"].clone()).is_some(),
+            "DELETED" => state.remove(&name).is_some(),
+            other => panic!("{other}"),
+        };
+        assert!(known, "{event}");
+        if name == "last" && revision.to_string() == last {
+            break;
+        }
+    }
+    let list = cluster.get(&format!("{MAPS}?labelSelector=even")).await.value();
+    let listed: Vec<&Value> = list["items"].as_array().unwrap().iter().collect();
+    assert_eq!(state.values().collect::<Vec<_>>(), listed);
+}
