@@ -112,9 +112,13 @@ fn two_writers(spec: &Place<'_>) -> Vec<String> {
     let written = volumes
         .items()
         .filter(|volume| mounts.iter().any(|mount| mount.child("name").text() == volume.child("name").text()));
+    // Devices and sockets are made to be shared.
+    let shared = ["Socket", "CharDevice", "BlockDevice"];
     written
-        .map(|volume| volume.child("hostPath").child("path").text())
-        .filter(|path| !path.is_empty())
+        .map(|volume| volume.child("hostPath"))
+        .filter(|host| !shared.contains(&host.child("type").text()))
+        .map(|host| host.child("path").text())
+        .filter(|path| !path.is_empty() && !path.starts_with("/dev/"))
         .map(|path| format!("two pods will write to {path} during a rollout; use strategy: Recreate"))
         .collect()
 }

@@ -55,6 +55,8 @@ fn two_pods_on_one_database_are_warned_of() {
     let recreate = mended.replace("spec:\n  selector", "spec:\n  strategy: {type: Recreate}\n  selector");
     check_warnings(&recreate, expect![""]);
     check_warnings(&mended.replace("/config}", "/config, readOnly: true}"), expect![""]);
+    check_warnings(&mended.replace("path: /var/lib/komga", "path: /dev/dri"), expect![""]);
+    check_warnings(&mended.replace("path: /var/lib/komga", "path: /run/a.sock, type: Socket"), expect![""]);
 }
 
 #[test]

@@ -30,6 +30,13 @@ fn rules() {
 }
 
 #[test]
+fn the_first_roles_may_gather_others() {
+    let role = "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: view, labels: \
+                {kubernetes.io/bootstrapping: rbac-defaults}}, rules: [], aggregationRule: {}}";
+    check(role, expect!["no errors"]);
+}
+
+#[test]
 fn subjects_get_their_groups() {
     let binding = object(
         "RoleBinding",
