@@ -40,6 +40,9 @@ pub async fn run(client: &Client, wanted: &Wanted) -> Result<()> {
             Created::Exists => reconcile(client, &of, namespace, &initial.object).await?,
         }
     }
+    for (plural, object) in ingress_controller_rights() {
+        ensure(client, &resource("rbac.authorization.k8s.io", plural, "v1"), "", object).await?;
+    }
     for initial in priority_classes() {
         ensure(client, &resource(initial.group, initial.resource, "v1"), "", initial.object).await?;
     }
@@ -55,6 +58,27 @@ pub async fn run(client: &Client, wanted: &Wanted) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What compiles Ingresses for the edge reads what they name, and says what it found.
+fn ingress_controller_rights() -> [(&'static str, Value); 2] {
+    const NAME: &str = "coracle:ingress-controller";
+    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({"apiGroups": groups, "resources": resources, "verbs": verbs});
+    let read = ["get", "list", "watch"];
+    let rules = json!([
+        rule(&[""], &["services", "secrets", "pods", "nodes"], &read),
+        rule(&["discovery.k8s.io"], &["endpointslices"], &read),
+        rule(&["networking.k8s.io"], &["ingresses", "ingressclasses"], &read),
+        rule(&["networking.k8s.io"], &["ingresses/status"], &["patch", "update"]),
+        rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+    ]);
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": NAME}, "rules": rules});
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": NAME},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "kube-system", "name": "ingress-controller"}],
+    });
+    [("clusterroles", role), ("clusterrolebindings", binding)]
 }
 
 fn resource(group: &'static str, plural: &'static str, version: &'static str) -> Resource {

@@ -104,11 +104,6 @@ pub fn blocks(range: &Cidr) -> Vec<Cidr> {
     (0..BLOCKS.min(in_range)).map(|n| Cidr::new(range.nth(n * size), block)).collect()
 }
 
-/// The service address at `n` in a range.
-pub fn service_ip(range: &Cidr, n: u128) -> IpAddr {
-    range.nth(n)
-}
-
 fn parse(texts: &[String]) -> Result<Vec<Cidr>> {
     texts
         .iter()

@@ -5,11 +5,12 @@ mod bootstrap;
 mod check;
 mod cluster;
 mod config;
+mod edge_role;
 mod kubeconfig;
 mod kubelet;
-mod network;
 mod node_dialer;
 mod serve;
+mod sockets;
 mod stop;
 
 use std::ffi::OsString;
@@ -106,9 +107,14 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Roles and short-lived children of main; people never call them, and they must not pay for the command line's tables.
     match arguments.get(1).and_then(|argument| argument.to_str()) {
-        Some("shim") => return runtime::shim::main(&arguments[2..]),
+        Some("shim") => runtime::shim::main(&arguments[2..]),
         Some("unpack") => return image::unpack::main(&arguments[2..]),
-        Some("edge") => return edge::main(),
+        Some("edge") => {
+            return edge_role::main().unwrap_or_else(|error| {
+                eprintln!("coracle edge: {error:#}");
+                ExitCode::FAILURE
+            });
+        }
         _ => {}
     }
     let cli = Cli::parse_from(arguments);

@@ -9,14 +9,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use api::cidr::Cidr;
 use client::{Client, Resource};
 use controllers::Served;
+use feed::compile::DefaultCertificate;
 use image::registries::Registries;
 use image::store::ImageStore;
 use image::unpack::Unpacker;
 use jiff::Timestamp;
 use net::ipam::Pool;
 use net::pods::PodNetwork;
+use node::network::KernelNetwork;
 use node::server::Endpoint;
 use node::shared::{Registry as NodeRegistry, Roots};
 use runtime::Runtime;
@@ -26,11 +29,12 @@ use server::authz::ClusterAuthorizer;
 use server::hooks::{Clock, Rng};
 use server::identity::{SYSTEM_AUTHENTICATED, User};
 use server::pki::keyring::{Keyring, Renewed};
-use server::pki::{Purpose, live};
+use server::pki::{Order, Purpose, USER_LIFE, live};
 use server::reviews::Reviews;
 use server::server::{Server, ServerConfig, VERSION};
+use store::durable::Durable;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -39,10 +43,11 @@ use crate::admin::{self, Admin};
 use crate::bootstrap::{self, Wanted};
 use crate::cluster::{self, Cluster};
 use crate::config::Config;
+use crate::edge_role;
 use crate::kubeconfig;
 use crate::kubelet;
-use crate::network::Network;
 use crate::node_dialer::TlsDialer;
+use crate::sockets;
 
 /// Where the edge answers DNS on the node; the service address leads there. Hosts often have a resolver on 53 already.
 pub const DNS_PORT: u16 = 10053;
@@ -73,13 +78,24 @@ fn init_logging(level: &str) -> Result<()> {
 async fn serve(config: Config) -> Result<()> {
     let cancel = CancellationToken::new();
     let mut tasks = Tasks::new();
-    let outcome = match start(&config, &mut tasks, &cancel).await {
-        Ok(()) => supervise(&mut tasks).await,
-        Err(error) => Err(error),
+    let (outcome, kept) = match start(&config, &mut tasks, &cancel).await {
+        Ok(kept) => (supervise(&mut tasks).await, Some(kept)),
+        Err(error) => (Err(error), None),
     };
     cancel.cancel();
     while tasks.join_next().await.is_some() {}
+    if let Some(Kept { store, images }) = kept {
+        // What failed before fails here again, and has been said.
+        let _ = store.close().await;
+        let _ = images.close();
+    }
     outcome
+}
+
+/// What is to be closed last, so that the next start finds it in order.
+struct Kept {
+    store: Arc<Durable>,
+    images: ImageStore,
 }
 
 /// Waits for a signal, or for a part that ends although nobody asked it to.
@@ -107,7 +123,7 @@ struct Cell {
     cancel: CancellationToken,
 }
 
-async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -> Result<()> {
+async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -> Result<Kept> {
     for dir in [&config.data_dir, &config.run_dir, &config.config_dir] {
         private_dir(dir)?;
     }
@@ -131,12 +147,14 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
     let api = start_api(&cell, keys, tasks).await?;
     // Only the holder of the store is the server that `stop` means: a second one was refused above.
     admin::write_pid(config, "main", std::process::id())?;
-    let server = api.server.clone();
+    let (server, root_ca, store) = (api.server.clone(), api.root_ca.clone(), api.store.clone());
     bootstrap::run(&server.local(User::loopback("system:apiserver")), &wanted(&cell)?).await?;
     let images = open_images(config)?;
     start_network(&cell, &server, tasks)?;
-    start_node(&cell, api, images.clone(), tasks)?;
-    start_controllers(&cell, &server, tasks)?;
+    let (runtime, events) = Runtime::new(runtime_config(config)).context("could not start the container runtime")?;
+    start_edge(&cell, &api, &runtime, tasks)?;
+    start_node(&cell, api, images.clone(), (runtime, events), tasks)?;
+    start_controllers(&cell, &server, root_ca, tasks);
     let status = admin::Status {
         version: VERSION.to_owned(),
         node: cell.cluster.node_name.clone(),
@@ -144,9 +162,12 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
         kubeconfig: config.config_dir.join("kubeconfig").display().to_string(),
         ..admin::Status::default()
     };
-    tasks.spawn(admin::serve(Arc::new(Admin { images, status, config: config.clone() }), cancel.clone()));
+    tasks.spawn(admin::serve(
+        Arc::new(Admin { images: images.clone(), status, config: config.clone() }),
+        cancel.clone(),
+    ));
     info!(node = cell.cluster.node_name, "server is up");
-    Ok(())
+    Ok(Kept { store, images })
 }
 
 fn private_dir(dir: &std::path::Path) -> Result<()> {
@@ -160,6 +181,11 @@ struct Api {
     authenticator: Arc<ClusterAuthenticator>,
     authorizer: Arc<ClusterAuthorizer>,
     kubelet_tls: Arc<rustls::ServerConfig>,
+    /// What the ingress shows for hosts without a certificate of their own.
+    default_certificate: DefaultCertificate,
+    /// PEM; changes when the authority is reissued.
+    root_ca: watch::Receiver<String>,
+    store: Arc<Durable>,
 }
 
 async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<Api> {
@@ -235,12 +261,20 @@ async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<
         now,
     )?;
     kubeconfig::write_admin(&config.config_dir.join("kubeconfig"), &admin)?;
+    let names = vec!["ingress.local".to_owned()];
+    let order =
+        Order { name: "ingress without a certificate".to_owned(), purpose: Purpose::Server { names }, life: USER_LIFE };
+    let leaf = keys.authority.issue(&order, now)?;
+    let default_certificate = DefaultCertificate { chain: leaf.certificate, key: leaf.key };
+    let (told, root_ca) = watch::channel(keys.authority.certificate().to_owned());
     let mut leaves = [apiserver, to_kubelet, kubelet];
     let cancel = cell.cancel.clone();
     tasks.spawn(async move {
         loop {
             let now = Timestamp::now();
-            keys.renew_authority(now)?;
+            if keys.renew_authority(now)? {
+                told.send_replace(keys.authority.certificate().to_owned());
+            }
             for leaf in &mut leaves {
                 leaf.renew(&keys.authority, now)?;
             }
@@ -251,7 +285,7 @@ async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<
             }
         }
     });
-    Ok(Api { server, authenticator, authorizer, kubelet_tls })
+    Ok(Api { server, authenticator, authorizer, kubelet_tls, default_certificate, root_ca, store })
 }
 
 /// Every name by which the API is reached.
@@ -305,12 +339,56 @@ fn start_network(cell: &Cell, server: &Arc<Server>, tasks: &mut Tasks) -> Result
     let proxy = net::shell::Config {
         client: component(server, "system:kube-proxy"),
         node_name: cell.cluster.node_name.clone(),
-        ranges: net::table::Ranges { pods: cell.cluster.pod_ranges()?, services: cell.cluster.service_ranges()? },
+        ranges: net::table::Ranges {
+            pods: cell.cluster.pod_ranges()?,
+            services: cell.cluster.service_ranges()?,
+            hidden_port: Some(DNS_PORT),
+        },
         ready,
     };
     let cancel = cell.cancel.clone();
     tasks.spawn(async move { Ok(net::shell::run(proxy, cancel).await?) });
     Ok(())
+}
+
+/// The edge, and what keeps its table up to date.
+fn start_edge(cell: &Cell, api: &Api, runtime: &Runtime, tasks: &mut Tasks) -> Result<()> {
+    let config = &cell.config;
+    let control = edge_role::control_path(config);
+    // No edge, or one that does not answer: then its sockets are not to be had either, and listening says what is wrong.
+    let held = feed::adopt::listeners(&control).unwrap_or_default();
+    let pairs = |ranges: Vec<Cidr>| ranges.iter().map(|range| (range.address(), range.prefix())).collect();
+    let (ready, _) = watch::channel(false);
+    let feed = feed::shell::Config {
+        client: component(&api.server, "system:serviceaccount:kube-system:ingress-controller"),
+        node_name: cell.cluster.node_name.clone(),
+        node_ips: cell.node_ips.clone(),
+        listeners: sockets::for_edge(config, cell.node_ips.iter().any(IpAddr::is_ipv6), held)?,
+        control,
+        settings: feed::compile::Settings {
+            domain: config.cluster_domain.clone(),
+            service_ranges: pairs(cell.cluster.service_ranges()?),
+            pod_ranges: pairs(cell.cluster.pod_ranges()?),
+            upstreams: resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+            default_certificate: Some(api.default_certificate.clone()),
+        },
+        ready,
+    };
+    let cancel = cell.cancel.clone();
+    tasks.spawn(async move {
+        feed::shell::run(feed, cancel).await;
+        Ok(())
+    });
+    let (config, runtime, cancel) = (config.clone(), runtime.clone(), cell.cancel.clone());
+    tasks.spawn(async move { edge_role::keep(&config, &runtime, cancel).await });
+    Ok(())
+}
+
+/// The machine's own resolvers; a resolver on loopback serves the edge too, which shares the machine's network.
+fn resolvers(resolv_conf: &str) -> Vec<SocketAddr> {
+    let servers =
+        resolv_conf.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok());
+    servers.map(|ip| SocketAddr::new(ip, 53)).collect()
 }
 
 /// A client in this process that acts as one of the cluster's components, with the rights that upstream gives it.
@@ -329,15 +407,22 @@ fn component(server: &Arc<Server>, name: &str) -> Client {
     server.local(User::new(name, &groups))
 }
 
-fn start_node(cell: &Cell, api: Api, images: ImageStore, tasks: &mut Tasks) -> Result<()> {
+/// The container runtime, and what it reports.
+type RuntimeWithEvents = (Runtime, mpsc::Receiver<runtime::plan::Event>);
+
+fn start_node(
+    cell: &Cell,
+    api: Api,
+    images: ImageStore,
+    (runtime, runtime_events): RuntimeWithEvents,
+    tasks: &mut Tasks,
+) -> Result<()> {
     let config = &cell.config;
-    let Api { server, authenticator, authorizer, kubelet_tls } = api;
-    let (runtime, runtime_events) =
-        Runtime::new(runtime_config(config)).context("could not start the container runtime")?;
+    let Api { server, authenticator, authorizer, kubelet_tls, .. } = api;
     let pod_ranges = cell.cluster.pod_ranges()?;
     let pools = pod_ranges.iter().map(|range| Pool::new(cluster::blocks(range))).collect();
     let mtu = net::probe::mtu_towards(IpAddr::from([192, 0, 2, 1])).unwrap_or(1500);
-    let network = Network(Arc::new(PodNetwork::new(pools, mtu)));
+    let network = KernelNetwork { pods: PodNetwork::new(pools, mtu), clock: cell.clock.clone() };
     let registry = NodeRegistry::default();
     let roots = Roots {
         kubelet: config.kubelet_dir.clone(),
@@ -391,12 +476,10 @@ pub fn runtime_config(config: &Config) -> runtime::Config {
     }
 }
 
-fn start_controllers(cell: &Cell, server: &Arc<Server>, tasks: &mut Tasks) -> Result<()> {
+fn start_controllers(cell: &Cell, server: &Arc<Server>, root_ca: watch::Receiver<String>, tasks: &mut Tasks) {
     let for_identity = server.clone();
     let client_for: Arc<dyn Fn(&str) -> Client + Send + Sync> =
         Arc::new(move |name: &str| component(&for_identity, name));
-    let root_ca =
-        fs::read_to_string(kubeconfig::pki_dir(&cell.config).join("ca.crt")).context("could not read the authority")?;
     let controllers =
         controllers::Config { client_for: client_for.clone(), clock: cell.clock.clone(), served: served(), root_ca };
     let scheduler = scheduler::Config { client_for, clock: cell.clock.clone() };
@@ -410,7 +493,6 @@ fn start_controllers(cell: &Cell, server: &Arc<Server>, tasks: &mut Tasks) -> Re
         scheduler::run(scheduler, cancel).await;
         Ok(())
     });
-    Ok(())
 }
 
 /// What namespace deletion and garbage collection look after: every kind that is stored.

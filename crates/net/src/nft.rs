@@ -311,6 +311,10 @@ pub enum Expression {
     ReversePath {
         to: u32,
     },
+    /// The connection's status; `IPS_DST_NAT` is 0x20.
+    ConnectionStatus {
+        to: u32,
+    },
     /// Puts an element into a dynamic map, or renews its time-out.
     Update {
         map: &'static str,
@@ -349,6 +353,7 @@ impl Expression {
             Self::Lookup { .. } | Self::Decide { .. } => "lookup",
             Self::Random { .. } => "numgen",
             Self::DestinationType { .. } | Self::ReversePath { .. } => "fib",
+            Self::ConnectionStatus { .. } => "ct",
             Self::Update { .. } => "dynset",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
@@ -389,6 +394,7 @@ impl Expression {
             Self::Random { to, modulus } => m.be32(1, *to).be32(2, *modulus).be32(3, 1).be32(4, 0),
             Self::DestinationType { to } => m.be32(1, *to).be32(2, 3).be32(3, 2),
             Self::ReversePath { to } => m.be32(1, *to).be32(2, 1).be32(3, 1 | 8),
+            Self::ConnectionStatus { to } => m.be32(1, *to).be32(2, 2),
             Self::Update { map, key, data, timeout_seconds } => {
                 m.text(1, map).be32(3, 1).be32(4, *key).be32(5, *data).be64(6, timeout_seconds * 1000)
             }

@@ -23,6 +23,8 @@ use crate::proxy::{Backend, Frontend, Services};
 pub struct Ranges {
     pub pods: Vec<Cidr>,
     pub services: Vec<Cidr>,
+    /// A port of the node that is reached through service addresses only, such as that of the cluster's DNS.
+    pub hidden_port: Option<u16>,
 }
 
 /// The changing part: elements by set, and the chains that they lead to.
@@ -259,6 +261,10 @@ fn compare(register: u32, equal: bool, bytes: Vec<u8>) -> Expression {
     Expression::Compare { register, equal, bytes }
 }
 
+fn goto(chain: &str) -> Expression {
+    Expression::Do(Verdict::Goto(chain.to_owned()))
+}
+
 /// Packets that come from a pod's link, or leave by one.
 fn pods_link(key: Meta, equal: bool) -> [Expression; 2] {
     [Expression::Meta { to: R0, key }, compare(R0, equal, crate::pod::LINK_PREFIX.as_bytes().to_vec())]
@@ -339,6 +345,20 @@ fn fixed_rules(ranges: &Ranges) -> Vec<Message> {
             egress.push(Expression::Masquerade);
             rules.push(("postrouting", only(egress)));
         }
+    }
+    if let Some(port) = ranges.hidden_port {
+        const TRANSLATED: u32 = 0x20;
+        rules.push((
+            "refused-input",
+            vec![
+                Expression::Transport { to: R0, offset: 2, length: 2 },
+                compare(R0, true, port.to_be_bytes().to_vec()),
+                Expression::ConnectionStatus { to: R0 },
+                Expression::Mask { register: R0, mask: TRANSLATED.to_ne_bytes().to_vec() },
+                compare(R0, true, 0_u32.to_ne_bytes().to_vec()),
+                goto("refuse"),
+            ],
+        ));
     }
     const TCP: u8 = 6;
     let is_tcp =

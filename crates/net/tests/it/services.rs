@@ -133,6 +133,19 @@ fn udp_is_translated_too() {
 }
 
 #[test]
+fn a_hidden_port_is_reached_through_its_service_only() {
+    let mut world = World::new(1);
+    world.serve_on_host(10053);
+    let frontend = Frontend::Address(V4.parse().expect("IP"), Protocol::Tcp, 53);
+    let endpoints = [("192.168.77.2".parse().expect("IP"), 10053)].into();
+    world.program(&Services::from([(frontend, Backend { endpoints, ..Backend::default() })]));
+    for client in [&world.pods[0].netns, &world.host] {
+        assert_eq!(ask_tcp(client, "10.96.0.7:53"), Ok("host".to_owned()));
+        assert_eq!(ask_tcp(client, "192.168.77.2:10053"), Err(ErrorKind::ConnectionRefused));
+    }
+}
+
+#[test]
 fn a_pod_cannot_send_from_another_address() {
     let world = World::new(2);
     let stolen: IpAddr = "10.244.0.77".parse().expect("IP");

@@ -57,6 +57,7 @@ impl World {
         let ranges = Ranges {
             pods: vec!["10.244.0.0/16".parse().expect("range"), "fd00:244::/64".parse().expect("range")],
             services: vec!["10.96.0.0/12".parse().expect("range"), "fd00:96::/112".parse().expect("range")],
+            hidden_port: Some(10053),
         };
         let host = new_netns();
         let mut pods = Vec::new();
@@ -120,6 +121,17 @@ impl World {
                 }
             });
         }
+    }
+
+    /// Answers TCP connections to a port of the host itself.
+    pub fn serve_on_host(&self, port: u16) {
+        let listener = within(&self.host, move || listen(SocketAddr::new("0.0.0.0".parse().expect("IP"), port)));
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                // As above.
+                let _ = stream.write_all(b"host");
+            }
+        });
     }
 
     pub fn serve_udp(&self, pod: usize, port: u16) {

@@ -1,0 +1,4 @@
+//! The binary itself: as a user meets it, on machines in namespaces.
+
+mod cluster;
+mod explore;
