@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("controllers", &["api", "client"]),
     ("scheduler", &["api", "client"]),
     ("runtime", &[]),
-    ("image", &["runtime"]),
+    ("image", &[]),
     ("wire", &[]),
     ("net", &["api", "client", "wire"]),
     ("feed", &["api", "client", "wire"]),

@@ -1,3 +1,5 @@
+//! Patches of all three kinds, with the meaning of upstream's own cases.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Strict checks, type errors and pruning, in upstream's words.
+
 use serde_json::{Value, json};
 
 use super::*;

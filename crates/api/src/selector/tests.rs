@@ -1,3 +1,5 @@
+//! Selectors: grammar, matching and messages.
+
 use serde_json::json;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Documents read as Go reads them.
+
 use serde_json::json;
 
 use super::*;
