@@ -73,20 +73,26 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Link {
     /// A link over a fresh connection. Nothing is said yet.
-    pub(crate) fn new(pod: &str, socket: OwnedFd, pid: u32, child: Option<Child>) -> io::Result<Link> {
+    pub(crate) fn new(pod: &str, socket: OwnedFd, pid: u32) -> io::Result<Link> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK)?;
         Ok(Link {
             pod: pod.to_owned(),
             pid,
             pidfd: crate::sys::watch(pidfd, Interest::READABLE)?,
-            child: Mutex::new(child),
+            child: Mutex::new(None),
             socket: Mutex::new(std::sync::Arc::new(asynchronous(socket)?)),
             next: AtomicU64::new(1),
             pending: Mutex::default(),
             execs: Mutex::default(),
             running: Mutex::default(),
         })
+    }
+
+    /// The shim is a child of this process, to be reaped by it.
+    pub(crate) fn with_child(self, child: Child) -> Link {
+        *locked(&self.child) = Some(child);
+        self
     }
 
     /// Connects to the shim that listens in `directory`: the socket, and the shim's pid.

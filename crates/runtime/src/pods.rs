@@ -195,7 +195,13 @@ impl Runtime {
         }
         self.after(Step::Shim);
 
-        let link = Link::new(&uid, ours, pid, Some(child)).map_err(what("watch the shim"))?;
+        let link = match Link::new(&uid, ours, pid) {
+            Ok(link) => link.with_child(child),
+            Err(error) => {
+                child.kill().and_then(|()| child.wait()).map_err(what("end the shim"))?;
+                return Err(what("watch the shim")(error));
+            }
+        };
         let (handle, _) = self.welcome(plan, directory, link).await?;
         self.after(Step::Namespaces);
         Ok(handle)
@@ -317,7 +323,7 @@ impl Runtime {
         let what = |what: &str| io_error(format!("{what} of pod {uid}"));
         let text = fs::read(directory.join(POD)).map_err(what("read the plan"))?;
         let plan: PodPlan = serde_json::from_slice(&text).map_err(|error| what("read the plan")(error.into()))?;
-        let link = Link::new(uid, socket, pid, None).map_err(what("watch the shim"))?;
+        let link = Link::new(uid, socket, pid).map_err(what("watch the shim"))?;
         let (handle, states) = self.welcome(plan.clone(), directory, link).await?;
         let containers = adopt_containers(&handle, states).map_err(what("read the containers"))?;
         let pod = Pod { uid: uid.to_owned(), shim_pid: pid, netns: clone_network(&handle)? };

@@ -13,7 +13,7 @@ use super::children::{Container, Exec, Launch, State, pid_of};
 use super::log::Stream;
 use super::namespaces::Namespaces;
 use super::protocol::{Answer, Failure, Message, Op, Request, VERSION};
-use super::streams::CHUNK;
+use super::streams::{CHUNK, readable};
 use crate::plan::{AttachPlan, ContainerState, PodPlan};
 use crate::seqpacket::{self, MAX_MESSAGE};
 
@@ -310,7 +310,8 @@ impl Server {
     fn output(&mut self, container: usize, output: usize) {
         let Some(container) = self.containers.get_mut(container) else { return };
         let Some(output) = container.outputs.get_mut(output) else { return };
-        if !output.pump(container.log.as_mut(), &mut self.buffer) {
+        // Whatever was handled before this in the same round may have read it, or moved another stream here.
+        if readable(output.source()) && !output.pump(container.log.as_mut(), &mut self.buffer) {
             output.ended = true;
         }
     }

@@ -205,3 +205,46 @@ async fn inheritable_and_ambient_capabilities_are_refused() {
     assert_eq!(error.to_string(), "process.capabilities.ambient: must be empty");
     bed.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_descriptor_is_a_way_out() {
+    // CVE-2024-21626: a working directory by a descriptor of the runtime's.
+    let mut bed = Bed::new();
+    bed.pod("p").await;
+    assert!(std::path::Path::new("/etc/hostname").exists(), "the host has what the container has not");
+    for number in 3..16 {
+        let mut plan = bed.plan("ls -d /proc/self/cwd/../../../../../../etc/hostname 2>/dev/null; ls /proc/self/fd");
+        plan.log_path = Some(format!("main/{number}.log").into());
+        plan.spec.process_mut().as_mut().unwrap().set_cwd(format!("/proc/self/fd/{number}").into());
+        if bed.start("p", plan).await.is_ok() {
+            bed.exit().await;
+            let log = std::fs::read_to_string(bed.directory.join(format!("logs/p/main/{number}.log"))).unwrap();
+            assert_eq!(crate::bed::text_of(&log), "0\n1\n2\n3\n", "descriptor {number}");
+        }
+    }
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_gets_three_descriptors() {
+    let bed = Bed::new();
+    bed.pod("p").await;
+    let plan = bed.plan("sleep 600");
+    let id = plan.id.clone();
+    bed.start("p", plan).await.unwrap();
+    // The fourth is the directory that ls reads.
+    assert_eq!(bed.exec("p", &id, "ls /proc/self/fd").await, (0, "0\n1\n2\n3\n".to_owned()));
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_masked_path_that_is_a_link_is_an_error() {
+    let bed = Bed::new();
+    std::os::unix::fs::symlink("/etc/passwd", bed.directory.join("layer/link")).unwrap();
+    bed.pod("p").await;
+    let mut plan = bed.plan("true");
+    plan.spec.linux_mut().as_mut().unwrap().set_masked_paths(Some(vec!["/link".to_owned()]));
+    let error = bed.start("p", plan).await.unwrap_err();
+    assert_eq!(error.to_string(), "mask /link: too many levels of symbolic links");
+    bed.finish().await;
+}

@@ -204,3 +204,34 @@ async fn unknown_bind_options_are_refused() {
     assert!(matches!(&error, Error::Plan { field, .. } if field == "mounts[/data]"), "{error}");
     bed.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_has_up_to_a_hundred_layers() {
+    // Few enough for one option of the file system, and more.
+    for count in [2, 40, 100] {
+        let mut bed = Bed::new();
+        let mut plan = bed.plan("ls /layers | wc -l; cat /top");
+        let runtime::plan::Rootfs::Overlay { lower, .. } = &mut plan.rootfs else { panic!("no overlay") };
+        for number in 0..count {
+            let layer = bed.directory.join(format!("layer-{number}"));
+            fs::create_dir_all(layer.join("layers")).unwrap();
+            fs::write(layer.join("layers").join(number.to_string()), "").unwrap();
+            fs::write(layer.join("top"), format!("{number}\n")).unwrap();
+            lower.insert(0, layer);
+        }
+        let (_, log) = bed.run(plan).await;
+        assert_eq!(log, format!("{count}\n{}\n", count - 1));
+        bed.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_writes_goes_to_its_upper_layer() {
+    let mut bed = Bed::new();
+    let plan = bed.plan("echo new > /file; rm /etc/group");
+    let runtime::plan::Rootfs::Overlay { upper, .. } = plan.rootfs.clone() else { panic!("no overlay") };
+    bed.run(plan).await;
+    assert_eq!(fs::read_to_string(upper.join("file")).unwrap(), "new\n");
+    assert!(bed.directory.join("layer/etc/group").exists() && !bed.directory.join("layer/file").exists());
+    bed.finish().await;
+}
