@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::access_log::Line;
+use crate::http::Running;
 use crate::pool::Lease;
 
 /// Why a body ends before its end. It reaches nobody but hyper, which closes the connection.
@@ -170,6 +171,9 @@ impl Body for RequestBody {
 pub struct AnswerBody {
     source: Source,
     line: Option<Box<Line>>,
+    /// Dropped with the answer.
+    #[allow(dead_code, reason = "held for its Drop")]
+    running: Option<Running>,
 }
 
 enum Source {
@@ -186,12 +190,18 @@ struct Patience {
 impl AnswerBody {
     /// A body of the edge's own.
     pub fn own(text: impl Into<Bytes>, line: Option<Box<Line>>) -> Self {
-        Self { source: Source::Own(Full::new(text.into())), line }
+        Self { source: Source::Own(Full::new(text.into())), line, running: None }
     }
 
     pub fn application(body: Incoming, lease: Lease, read_timeout: Duration, line: Box<Line>) -> Self {
         let patience = Patience { limit: read_timeout, sleep: None };
-        Self { source: Source::Application { body, lease: Some(lease), patience }, line: Some(line) }
+        Self { source: Source::Application { body, lease: Some(lease), patience }, line: Some(line), running: None }
+    }
+
+    /// Counts as running until the answer has ended.
+    pub fn holding(mut self, running: Running) -> Self {
+        self.running = Some(running);
+        self
     }
 }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -146,7 +146,7 @@ impl Http {
     pub fn drain(self) {
         self.stop.cancel();
         self.shared.tasks.close();
-        let finished = self.runtime.block_on(timeout(DRAIN_TIME, self.shared.tasks.wait()));
+        let finished = self.runtime.block_on(async { timeout(DRAIN_TIME, self.shared.tasks.wait()).await });
         if finished.is_err() {
             warn!(connections = self.shared.tasks.len(), "connections did not end in time");
         }
@@ -276,9 +276,12 @@ async fn http2<S>(shared: &Arc<Shared>, stream: S, peer: Peer, stop: &Cancellati
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (running, begun) = (Arc::<AtomicUsize>::default(), AtomicUsize::new(0));
+    let mut seen = 0;
     let service = service_fn(|request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(proxy::serve(shared, peer, request).await) }
+        begun.fetch_add(1, Ordering::Relaxed);
+        let (shared, running) = (shared.clone(), Running::new(&running));
+        async move { Ok::<_, Infallible>(proxy::serve(shared, peer, request).await.map(|body| body.holding(running))) }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -291,9 +294,36 @@ where
         .keep_alive_interval(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    tokio::select! {
-        _ended = connection.as_mut() => return,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    loop {
+        tokio::select! {
+            _ended = connection.as_mut() => return,
+            () = stop.cancelled() => break,
+            // hyper has no limit for idle connections of this version.
+            () = tokio::time::sleep(HEADER_TIMEOUT) => {
+                let began = begun.load(Ordering::Relaxed);
+                if running.load(Ordering::Relaxed) == 0 && began == seen {
+                    break;
+                }
+                seen = began;
+            }
+        }
     }
+    connection.as_mut().graceful_shutdown();
     let _ended = connection.await;
+}
+
+/// A request that has not ended.
+pub struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn new(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }

@@ -1,41 +1,56 @@
-//! A connection that left HTTP, such as a WebSocket: bytes in both directions until one side ends or both are silent.
+//! A connection that left HTTP, such as a WebSocket: bytes in both directions until both sides have ended or both are silent.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until};
 
 const BUFFER: usize = 16 << 10;
 
-/// Returns the bytes that went to the client.
+/// Counts the bytes that go to the client in `sent`.
 pub async fn run(client: Upgraded, application: Upgraded, silence: Duration, sent: &mut u64) -> io::Result<()> {
-    let (mut client_reads, mut client_writes) = tokio::io::split(TokioIo::new(client));
-    let (mut application_reads, mut application_writes) = tokio::io::split(TokioIo::new(application));
-    let (mut up, mut down) = (vec![0; BUFFER], vec![0; BUFFER]);
-    let (mut client_open, mut application_open) = (true, true);
-    while client_open && application_open {
-        let step = async {
-            tokio::select! {
-                read = client_reads.read(&mut up), if client_open => {
-                    let length = read?;
-                    client_open = length > 0;
-                    application_writes.write_all(&up[..length]).await
-                }
-                read = application_reads.read(&mut down), if application_open => {
-                    let length = read?;
-                    application_open = length > 0;
-                    *sent += length as u64;
-                    client_writes.write_all(&down[..length]).await
-                }
-            }
-        };
-        timeout(silence, step).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let (client_reads, client_writes) = tokio::io::split(TokioIo::new(client));
+    let (application_reads, application_writes) = tokio::io::split(TokioIo::new(application));
+    let last = Mutex::new(Instant::now());
+    let mut received = 0;
+    let up = pump(client_reads, application_writes, &last, &mut received);
+    let down = pump(application_reads, client_writes, &last, sent);
+    let both = async { tokio::try_join!(up, down) };
+    tokio::pin!(both);
+    loop {
+        let deadline = moment(&last) + silence;
+        tokio::select! {
+            ended = &mut both => return ended.map(|_| ()),
+            () = sleep_until(deadline) => {}
+        }
+        if moment(&last) + silence <= Instant::now() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
     }
-    // Errors here are those of a side that is gone already.
-    let _gone = client_writes.shutdown().await;
-    let _gone = application_writes.shutdown().await;
-    Ok(())
+}
+
+fn moment(last: &Mutex<Instant>) -> Instant {
+    *last.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    last: &Mutex<Instant>,
+    moved: &mut u64,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..length]).await?;
+        *moved += length as u64;
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
 }

@@ -312,3 +312,187 @@ fn arpa_address(name: &Name) -> Option<IpAddr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::edge::Srv;
+
+    fn zone() -> Zone {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let name = |text: &str| text.to_owned();
+        let srv = |port, target: &str| Srv { port, target: name(target) };
+        Zone::new(Dns {
+            domain: "cluster.local".into(),
+            addresses: BTreeMap::from([
+                (name("ns.dns"), vec![ip("10.96.0.10")]),
+                (name("web.rack.svc"), vec![ip("10.96.1.2"), ip("fd00::12")]),
+                (name("empty.rack.svc"), vec![]),
+                (name("db.rack.svc"), vec![ip("10.244.0.3"), ip("10.244.0.4")]),
+                (name("db-0.db.rack.svc"), vec![ip("10.244.0.3")]),
+            ]),
+            services: BTreeMap::from([
+                (name("_http._tcp.web.rack.svc"), vec![srv(80, "web.rack.svc")]),
+                (name("_pg._tcp.db.rack.svc"), vec![srv(5432, "db-0.db.rack.svc")]),
+            ]),
+            aliases: BTreeMap::from([
+                (name("ext.rack.svc"), name("example.org")),
+                (name("near.rack.svc"), name("web.rack.svc.cluster.local")),
+                (name("loop.rack.svc"), name("loop.rack.svc.cluster.local")),
+            ]),
+            reverse: BTreeMap::from([
+                (ip("10.96.1.2"), vec![name("web.rack.svc")]),
+                (ip("fd00::12"), vec![name("web.rack.svc")]),
+            ]),
+            reverse_zones: vec![name("96.10.in-addr.arpa"), name("0.0.d.f.ip6.arpa")],
+            pod_ranges: vec![(ip("10.244.0.0"), 16), (ip("fd00::"), 64)],
+            upstreams: vec![],
+        })
+        .unwrap()
+    }
+
+    fn query(name: &str, kind: RecordType) -> Message {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        message
+    }
+
+    fn shown(reply: Reply) -> String {
+        let texts = |message: &Message| {
+            let records = message.answers.iter().map(|record| record.data.to_string());
+            records.collect::<Vec<_>>().join(", ")
+        };
+        match reply {
+            Reply::Forward => "forward".to_owned(),
+            Reply::Chase { so_far, target } => format!("{} then {target}", texts(&so_far)),
+            Reply::Answer(message) => match message.metadata.response_code {
+                ResponseCode::NoError if message.answers.is_empty() => {
+                    assert_eq!(message.authorities.len(), 1);
+                    "nothing".to_owned()
+                }
+                ResponseCode::NoError => texts(&message),
+                ResponseCode::NXDomain => {
+                    assert_eq!(message.authorities.len(), 1);
+                    "no such name".to_owned()
+                }
+                code => format!("{code:?}"),
+            },
+        }
+    }
+
+    #[test]
+    fn questions_are_answered() {
+        use RecordType::{A, AAAA, ANY, AXFR, CNAME, MX, NS, PTR, SOA, SRV, TXT};
+        let soa = "ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5";
+        let cases = [
+            ("web.rack.svc.cluster.local.", A, "10.96.1.2"),
+            ("WEB.Rack.svc.cluster.LOCAL.", A, "10.96.1.2"),
+            ("web.rack.svc.cluster.local.", AAAA, "fd00::12"),
+            ("web.rack.svc.cluster.local.", MX, "nothing"),
+            ("web.rack.svc.cluster.local.", ANY, "10.96.1.2, fd00::12"),
+            ("db.rack.svc.cluster.local.", A, "10.244.0.3, 10.244.0.4"),
+            ("db.rack.svc.cluster.local.", AAAA, "nothing"),
+            ("db-0.db.rack.svc.cluster.local.", A, "10.244.0.3"),
+            ("db-1.db.rack.svc.cluster.local.", A, "no such name"),
+            ("empty.rack.svc.cluster.local.", A, "nothing"),
+            ("_http._tcp.web.rack.svc.cluster.local.", SRV, "0 100 80 web.rack.svc.cluster.local."),
+            ("_pg._tcp.db.rack.svc.cluster.local.", SRV, "0 100 5432 db-0.db.rack.svc.cluster.local."),
+            ("_http._tcp.web.rack.svc.cluster.local.", A, "nothing"),
+            ("_http._udp.web.rack.svc.cluster.local.", SRV, "no such name"),
+            ("_tcp.web.rack.svc.cluster.local.", SRV, "nothing"),
+            ("rack.svc.cluster.local.", A, "nothing"),
+            ("svc.cluster.local.", A, "nothing"),
+            ("other.svc.cluster.local.", A, "no such name"),
+            ("www.example.org.rack.svc.cluster.local.", A, "no such name"),
+            ("ext.rack.svc.cluster.local.", A, "example.org. then example.org."),
+            ("ext.rack.svc.cluster.local.", CNAME, "example.org."),
+            ("near.rack.svc.cluster.local.", A, "web.rack.svc.cluster.local., 10.96.1.2"),
+            ("loop.rack.svc.cluster.local.", A, "ServFail"),
+            ("10-244-0-3.rack.pod.cluster.local.", A, "10.244.0.3"),
+            ("fd00--3.rack.pod.cluster.local.", AAAA, "fd00::3"),
+            ("10-96-0-3.rack.pod.cluster.local.", A, "no such name"),
+            ("x.rack.pod.cluster.local.", A, "no such name"),
+            ("dns-version.cluster.local.", TXT, "1.1.0"),
+            ("dns-version.cluster.local.", A, "nothing"),
+            ("cluster.local.", SOA, soa),
+            ("cluster.local.", NS, "ns.dns.cluster.local."),
+            ("cluster.local.", A, "nothing"),
+            ("web.rack.svc.cluster.local.", AXFR, "Refused"),
+            ("2.1.96.10.in-addr.arpa.", PTR, "web.rack.svc.cluster.local."),
+            ("3.1.96.10.in-addr.arpa.", PTR, "no such name"),
+            ("1.96.10.in-addr.arpa.", PTR, "nothing"),
+            ("2.1.96.10.in-addr.arpa.", A, "nothing"),
+            (
+                "2.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.",
+                PTR,
+                "web.rack.svc.cluster.local.",
+            ),
+            ("1.2.0.192.in-addr.arpa.", PTR, "forward"),
+            ("example.org.", A, "forward"),
+            ("local.", A, "forward"),
+            ("notcluster.local.", A, "forward"),
+        ];
+        let zone = zone();
+        for (name, kind, expected) in cases {
+            assert_eq!(shown(zone.reply(&query(name, kind))), expected, "{name} {kind}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_question_is_refused() {
+        let zone = zone();
+        let refused = |change: fn(&mut Message)| {
+            let mut message = query("web.rack.svc.cluster.local.", RecordType::A);
+            change(&mut message);
+            shown(zone.reply(&message))
+        };
+        assert_eq!(refused(|m| m.queries.clear()), "FormErr");
+        assert_eq!(refused(|m| m.queries.push(m.queries[0].clone())), "FormErr");
+        assert_eq!(refused(|m| m.metadata.op_code = OpCode::Update), "NotImp");
+        let chaos = |m: &mut Message| {
+            m.queries[0].set_query_class(DNSClass::CH);
+        };
+        assert_eq!(refused(chaos), "Refused");
+        let future = |m: &mut Message| {
+            let mut edns = Edns::new();
+            edns.set_version(1);
+            m.set_edns(edns);
+        };
+        assert_eq!(refused(future), "BADVERS");
+    }
+
+    #[test]
+    fn a_service_record_comes_with_the_addresses_of_its_target() {
+        let Reply::Answer(message) = zone().reply(&query("_http._tcp.web.rack.svc.cluster.local.", RecordType::SRV))
+        else {
+            panic!("no answer")
+        };
+        let additional: Vec<_> = message.additionals.iter().map(|record| record.data.to_string()).collect();
+        assert_eq!(additional, ["10.96.1.2", "fd00::12"]);
+    }
+
+    #[test]
+    fn capitals_come_back_as_they_were_asked() {
+        let Reply::Answer(message) = zone().reply(&query("wEb.rack.svc.cluster.local.", RecordType::A)) else {
+            panic!("no answer")
+        };
+        assert_eq!(message.answers[0].name.to_ascii(), "wEb.rack.svc.cluster.local.");
+    }
+
+    #[test]
+    fn long_answers_lose_the_extras_first() {
+        let mut message = response(&query("x.cluster.local.", RecordType::A));
+        let owner = Name::from_ascii("x.cluster.local.").unwrap();
+        message.add_answer(address(&owner, IpAddr::from([10, 0, 0, 1])));
+        for last in 0..100 {
+            message.add_additional(address(&owner, IpAddr::from([10, 0, 1, last])));
+        }
+        let read = Message::from_vec(&encode(&message, 512).unwrap()).unwrap();
+        assert!(!read.metadata.truncation && read.answers.len() == 1 && read.additionals.is_empty());
+        message.answers = std::mem::take(&mut message.additionals);
+        let read = Message::from_vec(&encode(&message, 512).unwrap()).unwrap();
+        assert!(read.metadata.truncation && read.answers.is_empty());
+    }
+}

@@ -1,0 +1,11 @@
+//! The edge over real sockets on loopback, driven as main drives it.
+
+mod application;
+mod bed;
+mod browser;
+mod control;
+mod dns;
+mod failures;
+mod ingress;
+mod smuggling;
+mod tls;
