@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -36,6 +37,7 @@ const MAX_HEADERS: u32 = 64 * 1024;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// For a request's head, and for the silence between two requests: upstream's time for the latter.
 const HEADERS: Duration = Duration::from_secs(90);
+const KEEPALIVE: Duration = Duration::from_secs(15);
 const PING: Duration = Duration::from_secs(30);
 /// Connections served at once; more wait to be accepted.
 const CONNECTIONS: usize = 4096;
@@ -101,6 +103,10 @@ impl Server {
         cancel: CancellationToken,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         stream.set_nodelay(true)?;
+        // A peer that vanished ends its watches and tunnels too. Go's intervals.
+        sockopt::set_socket_keepalive(&stream, true)?;
+        sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
+        sockopt::set_tcp_keepintvl(&stream, KEEPALIVE)?;
         match acceptor {
             None => self.serve_stream(stream, peer, PeerCertificates::from([]), cancel).await,
             Some(acceptor) => {

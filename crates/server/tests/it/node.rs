@@ -133,3 +133,24 @@ async fn exec_without_an_upgrade_is_refused() {
     let refused = cluster.get(&format!("{POD}/exec?command=sh")).await;
     assert_eq!(refused.code, 400, "{}", refused.message());
 }
+
+#[tokio::test]
+async fn a_client_that_breaks_off_ends_the_tunnel() {
+    let (cluster, mut dialled) = cluster().await;
+    let mut client = TcpStream::connect(cluster.address).await.unwrap();
+    let request = format!(
+        "POST {POD}/attach?stdout=true HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: SPDY/3.1\r\nx-stream-protocol-version: v4.channel.k8s.io\r\ncontent-length: 0\r\n\r\n"
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut node = BufReader::new(dialled.recv().await.unwrap().1);
+    let head = head(&mut node).await;
+    assert!(head.starts_with("POST /attach/default/p/c?output=1 HTTP/1.1\r\n"), "{head}");
+    assert!(head.contains("x-stream-protocol-version: v4.channel.k8s.io\r\n"), "{head}");
+    node.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: SPDY/3.1\r\n\r\n")
+        .await
+        .unwrap();
+    let mut byte = [0; 12];
+    client.read_exact(&mut byte).await.unwrap();
+    drop(client);
+    assert_eq!(node.read(&mut byte).await.unwrap(), 0);
+}

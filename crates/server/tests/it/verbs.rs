@@ -496,3 +496,22 @@ async fn what_is_kept_for_a_time_goes_by_itself() {
     tokio::spawn(cluster.server.clone().maintain());
     assert!(watch.line().await.starts_with("DELETED e "));
 }
+
+#[tokio::test]
+async fn put_creates_where_it_may() {
+    let cluster = Cluster::start().await;
+    let path = "/apis/coordination.k8s.io/v1/namespaces/default/leases/l";
+    let lease = json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "me", "leaseDurationSeconds": 40,
+        "renewTime": "2026-01-01T00:00:00.000000Z"}});
+    let made = cluster.put(path, &lease).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    let mut renewed = made.value();
+    renewed["spec"]["renewTime"] = "2026-01-01T00:00:10.000000Z".into();
+    let again = cluster.put(path, &renewed).await;
+    assert_eq!(again.code, 200, "{}", again.message());
+    assert!(revision(&again.value()) > revision(&made.value()));
+    assert_eq!(cluster.get(path).await.value(), again.value());
+    // A revision or a uid says that it was there before.
+    let gone = json!({"metadata": {"name": "m", "uid": made.value()["metadata"]["uid"]}, "spec": lease["spec"]});
+    assert_eq!(cluster.put("/apis/coordination.k8s.io/v1/namespaces/default/leases/m", &gone).await.code, 409);
+}
