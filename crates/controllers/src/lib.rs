@@ -11,6 +11,7 @@ use client::events::Recorder;
 use client::informer::Informers;
 use client::{Client, Clock, Resource};
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -45,8 +46,8 @@ pub struct Config {
     pub clock: Clock,
     /// Every resource that the server stores: what namespace deletion empties and garbage collection follows.
     pub served: Vec<Served>,
-    /// PEM of the certificates by which pods know the API server.
-    pub root_ca: String,
+    /// PEM of the certificates by which pods know the API server; what is sent later replaces what was published.
+    pub root_ca: watch::Receiver<String>,
 }
 
 /// One resource that the server stores.

@@ -3,10 +3,11 @@
 //! Source: kubernetes `pkg/controller/certificates/rootcacertpublisher/publisher.go`.
 
 use api::key::{GroupResource, Key};
-use client::Resource;
 use client::informer::Delta;
+use client::{BoxFuture, Resource};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::action::{Action, Notes};
 use crate::service_account::{is_active, namespace_of};
@@ -60,7 +61,7 @@ pub fn reconcile(observed: &Observed<'_>) -> Vec<Action> {
 
 pub struct RootCas {
     /// PEM.
-    pub root_ca: String,
+    pub root_ca: watch::Receiver<String>,
 }
 
 impl Controller for RootCas {
@@ -83,7 +84,19 @@ impl Controller for RootCas {
             namespace,
             is_active: is_active(run),
             published: run.views.get(&published),
-            root_ca: &self.root_ca,
+            root_ca: &self.root_ca.borrow(),
+        })
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        let mut root_ca = self.root_ca.clone();
+        // Before any key runs again: what is sent from here on is a change.
+        root_ca.mark_unchanged();
+        Box::pin(async move {
+            if root_ca.changed().await.is_err() {
+                // Nobody can renew it any more.
+                std::future::pending::<()>().await;
+            }
         })
     }
 }

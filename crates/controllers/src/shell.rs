@@ -15,7 +15,7 @@ use api::status::{Reason, Status};
 use client::events::Recorder;
 use client::informer::{Delta, Informer, subscribe};
 use client::queue::Queue;
-use client::{Client, Clock, DeleteOptions, Resource};
+use client::{BoxFuture, Client, Clock, DeleteOptions, Resource};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::task::{Id, JoinSet};
@@ -50,6 +50,13 @@ pub trait Controller: Send + Sync + 'static {
 
     /// The keys to run because an object changed.
     fn affected(&self, delta: &Delta, views: &Views) -> Vec<Key>;
+
+    /// Waits until something changed that is no input: then every key runs again.
+    ///
+    /// Cancellation safe; pends for ever where there is no such thing.
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 
     /// Decides what to do about one key. The actions are carried out in order, up to the first that fails.
     fn plan(&self, run: &Run<'_>) -> Vec<Action>;
@@ -124,12 +131,18 @@ impl Shell {
             }
         }
         let mut changes = subscribe(&inputs);
+        let controller = self.controller.clone();
+        let mut changed = controller.changed();
         loop {
             self.start_workers();
             let deadline = self.queue.next_deadline();
             tokio::select! {
                 deltas = changes.next() => self.enqueue(&deltas),
                 Some(ended) = self.workers.join_next_with_id() => self.ended(ended),
+                () = &mut changed => {
+                    changes = subscribe(&inputs);
+                    changed = controller.changed();
+                }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
             }
         }

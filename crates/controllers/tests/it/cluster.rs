@@ -14,6 +14,7 @@ use server::authz::ClusterAuthorizer;
 use server::identity::{Everybody, User};
 use server::server::{Server, ServerConfig};
 use store::memory::Memory;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -22,6 +23,7 @@ use crate::PATIENCE;
 pub struct Cluster {
     pub client: Client,
     pub clock: Clock,
+    pub root_ca: watch::Sender<String>,
     _tasks: JoinSet<()>,
     _stop: DropGuard,
 }
@@ -77,19 +79,16 @@ impl Cluster {
             let namespace = initial.object["metadata"]["namespace"].as_str().unwrap_or_default();
             client.create_object(&of, namespace, initial.object.clone()).await.unwrap();
         }
+        let (root_ca, published) = watch::channel("PEM".to_owned());
         let cancel = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let config = controllers::Config {
-            client_for: client_for.clone(),
-            clock: clock.clone(),
-            served,
-            root_ca: "PEM".to_owned(),
-        };
+        let config =
+            controllers::Config { client_for: client_for.clone(), clock: clock.clone(), served, root_ca: published };
         tasks.spawn(controllers::run(config, cancel.clone()));
         let config = scheduler::Config { client_for, clock: clock.clone() };
         tasks.spawn(scheduler::run(config, cancel.clone()));
         tasks.spawn(kubelet(client.clone(), cancel.clone()));
-        let cluster = Self { client, clock, _tasks: tasks, _stop: cancel.drop_guard() };
+        let cluster = Self { client, clock, root_ca, _tasks: tasks, _stop: cancel.drop_guard() };
         let account = async || cluster.client.get::<ServiceAccount>("default", "default").await.ok();
         cluster.until("the default account", account).await;
         cluster

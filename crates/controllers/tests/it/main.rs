@@ -192,6 +192,54 @@ async fn a_namespace_gets_its_account_and_certificate_and_is_emptied_when_delete
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_renewed_certificate_is_published_everywhere() {
+    let cluster = Cluster::start().await;
+    let published = async |namespace: &str| {
+        let map = cluster.client.get::<ConfigMap>(namespace, "kube-root-ca.crt").await.ok()?;
+        map.data?.get("ca.crt").cloned()
+    };
+    for pem in ["PEM", "renewed", "renewed again"] {
+        cluster.root_ca.send_replace(pem.to_owned());
+        for namespace in server::bootstrap::NAMESPACES {
+            cluster
+                .until("the certificate", async || (published(namespace).await.as_deref() == Some(pem)).then_some(()))
+                .await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_server_refuses_is_told_and_tried_again() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("node-1", "4").await;
+    let client = &cluster.client;
+    let web = WEB.replace("    spec: {containers:", "    spec: {serviceAccountName: robot, containers:");
+    client.create::<Deployment>(&from_yaml(&web)).await.unwrap();
+    let message = cluster
+        .until("the failure", async || {
+            let deployment = client.get::<Deployment>("default", "web").await.unwrap();
+            let conditions = deployment.status?.conditions?;
+            let failure =
+                conditions.into_iter().find(|condition| condition.type_.as_deref() == Some("ReplicaFailure"))?;
+            assert_eq!(failure.reason.as_deref(), Some("FailedCreate"));
+            failure.message
+        })
+        .await;
+    assert!(message.contains(r#"serviceaccount "robot" not found"#), "{message}");
+    let said = cluster
+        .until("an event", async || {
+            let events = client.list::<Event>("default", "").await.unwrap();
+            events.into_iter().find(|event| event.reason.as_deref() == Some("FailedCreate"))?.message
+        })
+        .await;
+    assert!(said.starts_with("Error creating: pods \"web-"), "{said}");
+    client.create::<ServiceAccount>(&from_yaml("{metadata: {name: robot, namespace: default}}")).await.unwrap();
+    let done = cluster.complete("web", 3).await;
+    let conditions = done.status.unwrap().conditions.unwrap();
+    assert!(conditions.iter().all(|condition| condition.type_.as_deref() != Some("ReplicaFailure")), "{conditions:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn scaling_up_and_down_ends_at_the_number_asked_for() {
     let cluster = Cluster::start().await;
     cluster.add_node("node-1", "64").await;
