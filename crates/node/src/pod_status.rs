@@ -212,7 +212,10 @@ impl Machine {
         let all: Vec<&ContainerStatus> = init.iter().chain(main).collect();
         let sandbox = match self.sandbox {
             Sandbox::Ready => Verdict::yes(),
-            _ => Verdict::no("", String::new()),
+            _ if self.recreated || !self.ips.is_empty() => {
+                Verdict::no("PodSandboxNotReady", "pod sandbox is not ready".to_owned())
+            }
+            _ => Verdict::no("PodSandboxNotReady", "no pod sandbox exists".to_owned()),
         };
         let containers = containers_ready(spec, &all, phase);
         let ready = if containers.is { gates(spec, &foreign) } else { containers.clone() };

@@ -160,6 +160,7 @@ impl Machine {
             let message = format!("Back-off pulling image {image:?}");
             let detail = format!("{message}: {}", slot.pull_error);
             self.record(false, "BackOff", message, Some(&name));
+            self.record(true, "Failed", "Error: ImagePullBackOff".to_owned(), Some(&name));
             self.wait(index, "ImagePullBackOff", detail);
         } else if !shown {
             self.wake(flip_at);

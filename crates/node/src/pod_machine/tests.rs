@@ -465,6 +465,7 @@ fn pulls_back_off() {
               = Pending a:ErrImagePull*0
             wait 2
                 BackOff: Back-off pulling image "i"
+                Failed: Error: ImagePullBackOff
               = Pending a:ImagePullBackOff*0
             wait 8
                 pull a
@@ -474,6 +475,7 @@ fn pulls_back_off() {
               = Pending a:ErrImagePull*0
             wait 2
                 BackOff: Back-off pulling image "i"
+                Failed: Error: ImagePullBackOff
               = Pending a:ImagePullBackOff*0
             wait 18
                 pull a
@@ -708,8 +710,8 @@ fn conditions_name_what_is_missing() {
         writeln!(shown, "{line}: {}", conditions.join("; ")).unwrap();
     }
     expect![[r#"
-        wait 0: PodReadyToStartContainers  ; Ready ContainersNotReady containers with unready status: [a]; ContainersReady ContainersNotReady containers with unready status: [a]
-        volumes: PodReadyToStartContainers  ; Ready ContainersNotReady containers with unready status: [a]; ContainersReady ContainersNotReady containers with unready status: [a]
+        wait 0: PodReadyToStartContainers PodSandboxNotReady no pod sandbox exists; Ready ContainersNotReady containers with unready status: [a]; ContainersReady ContainersNotReady containers with unready status: [a]
+        volumes: PodReadyToStartContainers PodSandboxNotReady no pod sandbox exists; Ready ContainersNotReady containers with unready status: [a]; ContainersReady ContainersNotReady containers with unready status: [a]
         sandbox: Ready ContainersNotReady containers with unready status: [a]; ContainersReady ContainersNotReady containers with unready status: [a]
         image a: Ready ContainersNotReady containers with unready status: [a]; ContainersReady ContainersNotReady containers with unready status: [a]
         start a: Ready ContainersNotReady containers with unready status: [a]; ContainersReady ContainersNotReady containers with unready status: [a]

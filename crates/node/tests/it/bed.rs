@@ -18,11 +18,16 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod, PodStatus};
 use node::network::{PodAddresses, PodNetwork};
 use node::run::Config;
+use node::server::{Authorizer, Endpoint};
 use node::shared::{Registry, Roots};
 use runtime::Runtime;
 use serde_json::{Value, json};
-use server::hooks::{TokenAsk, TokenIssuer};
-use server::identity::{AllowAll, Everybody, User};
+use server::admission::node_restriction::NodeRestriction;
+use server::admit::Chain;
+use server::authz;
+use server::hooks::{NodeAddress, NodeDialer, Stream, TokenAsk, TokenIssuer};
+use server::identity::{Decision, Everybody, User};
+use server::path::Attributes;
 use server::server::{Server, ServerConfig};
 use store::memory::Memory;
 use testkit::images::{BuiltImage, Compression, Layer, oci_archive};
@@ -40,6 +45,7 @@ pub struct Bed {
     pub dir: PathBuf,
     pub runtime: Runtime,
     pub registry: Registry,
+    dialer: Dialer,
     images: ImageStore,
     runtime_config: runtime::Config,
     running: Option<(CancellationToken, JoinHandle<()>)>,
@@ -82,6 +88,59 @@ impl TokenIssuer for Numbered {
     }
 }
 
+/// The node may do what a node may do, the test everything.
+struct NodeRules(Arc<dyn store::Store>);
+
+impl server::identity::Authorizer for NodeRules {
+    fn authorize(&self, user: &User, attributes: &Attributes) -> Decision {
+        match authz::node::node_of(user) {
+            Some(_) => authz::node::authorize(&self.0.snapshot(), user, attributes),
+            None => Decision::Allow(String::new()),
+        }
+    }
+}
+
+/// Leads the API server to the node's endpoint, over TLS as in earnest.
+#[derive(Clone, Default)]
+struct Dialer(Arc<Mutex<Option<Endpoint>>>);
+
+impl NodeDialer for Dialer {
+    fn dial<'a>(
+        &'a self,
+        _: &'a NodeAddress,
+    ) -> server::identity::BoxFuture<'a, Result<Box<dyn Stream>, api::status::Status>> {
+        let endpoint = self.0.lock().unwrap().clone();
+        Box::pin(async move {
+            let endpoint = endpoint.ok_or_else(|| api::status::Status::unavailable("the node does not run"))?;
+            let issued = rcgen::generate_simple_self_signed(["node".to_owned()]).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![issued.cert.der().clone()],
+                    issued.signing_key.serialize_der().try_into().unwrap(),
+                )
+                .unwrap();
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(issued.cert.der().clone()).unwrap();
+            let trust = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(endpoint.serve(listener, Arc::new(tls)));
+            let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+            let stream =
+                tokio_rustls::TlsConnector::from(Arc::new(trust)).connect("node".try_into().unwrap(), tcp).await;
+            Ok(Box::new(stream.unwrap()) as Box<dyn Stream>)
+        })
+    }
+}
+
 /// busybox with its applets, run by nobody in particular.
 fn busybox() -> Vec<u8> {
     let program = fs::read("/bin/busybox").expect("the package busybox-static is installed");
@@ -111,15 +170,19 @@ impl Bed {
         let dir = PathBuf::from("/run").join(&name);
         fs::create_dir_all(&dir).unwrap();
         let random = ring::rand::SystemRandom::new();
+        let store: Arc<dyn store::Store> = Memory::new();
         let mut config = ServerConfig::new(
-            Memory::new(),
+            store.clone(),
             kinds::registry(),
             Arc::new(Everybody(User::loopback("tester"))),
-            Arc::new(AllowAll),
+            Arc::new(NodeRules(store)),
             Arc::new(Timestamp::now),
             Arc::new(move |out| ring::rand::SecureRandom::fill(&random, out).expect("the kernel gives randomness")),
         );
         config.tokens = Arc::new(Numbered::default());
+        config.admission = Chain(vec![Box::new(NodeRestriction)]);
+        let dialer = Dialer::default();
+        config.node_dialer = Arc::new(dialer.clone());
         let server = Server::new(config);
         let client = server.local(User::loopback("tester"));
         let namespaces = Resource::new("", "v1", "namespaces");
@@ -145,6 +208,7 @@ impl Bed {
             dir,
             runtime,
             registry: Registry::default(),
+            dialer,
             images,
             runtime_config,
             running: None,
@@ -175,7 +239,7 @@ impl Bed {
             pod_cidrs: vec!["10.244.0.0/24".to_owned()],
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".to_owned(),
-            client: self.server.local(User::loopback("system:node:rack")),
+            client: self.server.local(User::new("system:node:rack", &["system:nodes", "system:authenticated"])),
             runtime: self.runtime.clone(),
             runtime_events,
             images: self.images.clone(),
@@ -185,6 +249,10 @@ impl Bed {
             port: 10250,
             registry: self.registry.clone(),
         };
+        let allow_all: Authorizer = Arc::new(|_, _| Box::pin(async { Ok(()) }));
+        let (runtime, stop) = (self.runtime.clone(), cancel.clone());
+        let endpoint = Endpoint::new(self.registry.clone(), runtime, self.roots(), allow_all, stop);
+        *self.dialer.0.lock().unwrap() = Some(endpoint);
         let stop = cancel.clone();
         let task = tokio::spawn(async move { node::run::run(config, stop).await.unwrap() });
         self.running = Some((cancel, task));
@@ -328,6 +396,33 @@ impl Bed {
     pub async fn patch(&self, resource: &'static str, name: &str, patch: Value) {
         let resource = Resource::new("", "v1", resource);
         self.client.patch_object(&resource, "default", name, None, PatchType::Merge, patch).await.unwrap();
+    }
+
+    /// Serves the API and runs kubectl against it: its exit code and what it printed.
+    pub async fn kubectl(&self, arguments: &[&str], stdin: &str) -> (i32, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(self.server.clone().serve(listener, None, stop.clone()));
+        let mut child = tokio::process::Command::new("kubectl")
+            .arg(format!("--server=http://{address}"))
+            .args(arguments)
+            .env("HOME", &self.dir)
+            .env_remove("KUBECONFIG")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("kubectl is installed");
+        let mut pipe = child.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut pipe, stdin.as_bytes()).await.unwrap();
+        drop(pipe);
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("kubectl hangs").unwrap();
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap_or(-1), text)
     }
 
     /// Deletes every pod and checks that nothing stays behind.

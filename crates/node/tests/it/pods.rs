@@ -104,6 +104,7 @@ async fn a_container_that_ignores_its_signal_is_killed() {
     let bed = Bed::new().await;
     bed.script("deaf", "trap '' TERM; echo up; while true; do sleep 0.05; done").await;
     bed.until_log("deaf", "main", "up").await;
+    bed.until_ready("deaf").await;
     bed.delete("deaf", 1).await;
     let status =
         bed.until("deaf", "the kill", |status| states(status).get("main").is_some_and(|state| state != "running"));
