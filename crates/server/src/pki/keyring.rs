@@ -13,7 +13,6 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use ring::rand::SecureRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 
 use super::live::Live;
@@ -25,7 +24,6 @@ pub struct Keyring {
     pub authority: Authority,
     /// PKCS #8, DER.
     pub service_accounts: Vec<u8>,
-    pub secrets: [u8; 32],
 }
 
 impl Keyring {
@@ -45,16 +43,7 @@ impl Keyring {
             let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &rng);
             key.expect("the system has randomness").as_ref().to_vec()
         })?;
-        let secrets_path = dir.join("secrets.key");
-        let secrets = read_or_make(&secrets_path, || {
-            let mut key = [0; 32];
-            rng.fill(&mut key).expect("the system has randomness");
-            key.to_vec()
-        })?;
-        let secrets = secrets
-            .try_into()
-            .map_err(|_| Error::Damaged { path: secrets_path, why: "it is not 32 bytes long".to_owned() })?;
-        Ok(Self { dir: dir.to_owned(), authority, service_accounts, secrets })
+        Ok(Self { dir: dir.to_owned(), authority, service_accounts })
     }
 
     /// Reissues the authority's certificate when half of its life is over; returns whether it did.
@@ -259,9 +248,8 @@ mod tests {
         let (dir, keys, ..) = cluster();
         let again = Keyring::open(&dir.0, "2027-01-01T00:00:00Z".parse().expect("time")).expect("keys");
         assert_eq!(keys.authority.certificate(), again.authority.certificate());
-        assert_eq!(keys.secrets, again.secrets);
         assert_eq!(keys.service_accounts, again.service_accounts);
-        for file in ["ca.key", "ca.crt", "secrets.key", "service-accounts.key"] {
+        for file in ["ca.key", "ca.crt", "service-accounts.key"] {
             let mode = fs::metadata(dir.0.join(file)).expect("file").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
