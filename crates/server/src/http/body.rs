@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use api::json::{self, Parsed};
 use api::schema::{Strict, Type};
 use api::status::Status;
+use api::yaml;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
@@ -83,8 +84,9 @@ pub fn parse(media_type: &str, body: &[u8], schema: Option<Type<'_>>) -> Result<
 }
 
 fn parse_yaml(body: &[u8]) -> Result<Parsed, Status> {
-    let value = super::yaml::parse(body)
-        .map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
+    let bad = |why: &dyn std::fmt::Display| Status::bad_request(format!("error converting YAML to JSON: yaml: {why}"));
+    let text = std::str::from_utf8(body).map_err(|error| bad(&error))?;
+    let value = yaml::parse(text).map_err(|error| bad(&error))?;
     Ok(Parsed { value, duplicates: Vec::new() })
 }
 

@@ -8,4 +8,3 @@ pub mod reply;
 pub mod route;
 pub mod stream;
 pub mod write;
-pub mod yaml;

@@ -43,7 +43,7 @@ pub fn json(code: StatusCode, format: Format, bytes: Bytes) -> Response<Body> {
 fn reformatted(format: Format, bytes: &[u8]) -> Option<Bytes> {
     let value: Value = serde_json::from_slice(bytes).ok()?;
     match format {
-        Format::Yaml => Some(super::yaml::write(&value).into()),
+        Format::Yaml => Some(api::yaml::to_string(&value).into()),
         Format::Pretty | Format::Json => {
             let mut text = serde_json::to_vec_pretty(&value).ok()?;
             text.push(b'\n');
