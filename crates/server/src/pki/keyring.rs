@@ -3,7 +3,6 @@
 //! ```text
 //! pki/ca.crt ca.key          the authority
 //! pki/service-accounts.key   signs service account tokens (PKCS #8)
-//! pki/secrets.key            encrypts Secrets at rest (32 bytes)
 //! ```
 //! Leaves are never written down: they are made anew at each start and long before they end.
 
