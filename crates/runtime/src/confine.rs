@@ -331,7 +331,7 @@ fn filter(allowed: &[String]) -> Result<Vec<u64>, Error> {
 /// confined.
 pub fn enter() -> Result<Vec<OwnedFd>, Error> {
     let what = || io_error("confine this process".to_owned());
-    let socket = crate::shim::take_stdin().map_err(|reason| what()(io::Error::other(reason)))?;
+    let [socket] = crate::shim::take_passed().map_err(|reason| what()(io::Error::other(reason)))?;
     let mut buffer = vec![0; MAX_MESSAGE];
     let (length, fds) = seqpacket::receive(socket.as_fd(), &mut buffer).map_err(what())?;
     drop(socket);

@@ -163,7 +163,7 @@ impl Runtime {
         let what = |what: &str| io_error(format!("{what} of pod {uid}"));
 
         fs::create_dir(directory.join(CONTAINERS)).map_err(what("make the run directory"))?;
-        File::create(directory.join(LOCK)).map_err(what("make the lock"))?;
+        let lock = File::create(directory.join(LOCK)).map_err(what("make the lock"))?;
         self.after(Step::Directory);
 
         let text = serde_json::to_vec(&plan).map_err(|error| what("write the plan")(error.into()))?;
@@ -184,7 +184,7 @@ impl Runtime {
             .arg(&directory)
             .env_clear()
             .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
+            .stdout(Stdio::from(lock))
             .stderr(Stdio::from(errors))
             .spawn()
             .map_err(what("start the shim"))?;

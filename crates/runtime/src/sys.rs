@@ -144,7 +144,7 @@ pub(crate) fn reset_signals() {
 /// # Errors
 /// When it is not open.
 pub(crate) fn fd_from_raw(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_GETFD only reads. Callers pass 0, which the standard library never owns, and do so once.
+    // SAFETY: F_GETFD only reads. Callers pass 0 or 1, which the standard library uses but never owns, and do so once.
     unsafe {
         check(libc::fcntl(fd, libc::F_GETFD).into())?;
         Ok(OwnedFd::from_raw_fd(fd))

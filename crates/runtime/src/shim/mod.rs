@@ -37,7 +37,7 @@ const OOM_SCORE: &str = "-998";
 
 /// Entry point of `coracle shim DIRECTORY`: serves one pod until it is removed. Never returns; `args` are those after `shim`.
 ///
-/// Descriptor 0 is a socket that main holds the other end of: the shim's first connection.
+/// Descriptor 0 is a socket that main holds the other end of, the shim's first connection; descriptor 1 is the pod's lock.
 pub fn main(args: &[OsString]) -> ! {
     let [directory] = args else {
         eprintln!("usage: coracle shim DIRECTORY (started by coracle server; not for use by hand)");
@@ -54,8 +54,8 @@ pub fn main(args: &[OsString]) -> ! {
 }
 
 fn serve(directory: &Path) -> Result<(), String> {
-    let first = take_stdin()?;
-    let outcome = start(directory);
+    let [first, lock] = take_passed()?;
+    let outcome = start(directory, lock.into());
     match outcome {
         Ok((shim, listener)) => shim.run(listener, first).map_err(|error| format!("poll: {error}")),
         Err(reason) => {
@@ -67,22 +67,32 @@ fn serve(directory: &Path) -> Result<(), String> {
     }
 }
 
-/// Moves the socket that main passed as descriptor 0, where programs expect their standard input, and closes everything beyond
-/// the standard streams. Call it first: nothing else may be open.
-pub(crate) fn take_stdin() -> Result<OwnedFd, String> {
-    let inherited = crate::sys::fd_from_raw(0).map_err(|error| format!("no connection to main: {error}"))?;
-    let first = rustix::io::fcntl_dupfd_cloexec(&inherited, 3).map_err(|error| format!("dup: {error}"))?;
+/// Moves the descriptors that main passed as the first of the standard streams to where nothing takes them for those, and closes all
+/// else. Call it first: nothing else may be open.
+pub(crate) fn take_passed<const N: usize>() -> Result<[OwnedFd; N], String> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| format!("open /dev/null: {error}"))?;
+    let mut taken = Vec::new();
+    for number in 0..N {
+        let passed = i32::try_from(number).map_err(|error| error.to_string()).and_then(|number| {
+            crate::sys::fd_from_raw(number).map_err(|error| format!("descriptor {number} was not passed: {error}"))
+        })?;
+        taken.push(rustix::io::fcntl_dupfd_cloexec(&passed, 3).map_err(|error| format!("dup: {error}"))?);
+        // The number stays in use, now by the null device.
+        std::mem::forget(passed);
+        match number {
+            0 => rustix::stdio::dup2_stdin(&null),
+            _ => rustix::stdio::dup2_stdout(&null),
+        }
+        .map_err(|error| format!("dup2: {error}"))?;
+    }
     // What main itself inherited and did not mark close-on-exec would stay open as long as this process lives.
-    crate::sys::close_all_but(&[first.as_raw_fd(), null.as_raw_fd()]);
-    // Descriptor 0 stays open, now on the null device.
-    std::mem::forget(inherited);
-    rustix::stdio::dup2_stdin(&null).map_err(|error| format!("dup2: {error}"))?;
-    Ok(first)
+    drop(null);
+    crate::sys::close_all_but(&taken.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>());
+    taken.try_into().map_err(|_| "not as many descriptors as asked for".to_owned())
 }
 
-fn start(directory: &Path) -> Result<(server::Server, OwnedFd), String> {
+fn start(directory: &Path, lock: File) -> Result<(server::Server, OwnedFd), String> {
     let say = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     // Not by the spawn: with a static C library that would make it fork instead of posix_spawn.
     rustix::process::chdir("/").map_err(|error| say("change to /", &error))?;
@@ -92,7 +102,7 @@ fn start(directory: &Path) -> Result<(server::Server, OwnedFd), String> {
     rustix::thread::set_name(c"coracle-shim").ok();
     fs::write("/proc/self/oom_score_adj", OOM_SCORE).ok();
     let signals = crate::sys::child_signals().map_err(|error| say("watch children", &error))?;
-    let lock = lock(directory)?;
+    take_lock(&lock)?;
     let plan = fs::read(directory.join(POD)).map_err(|error| say("read pod.json", &error))?;
     let plan: PodPlan = serde_json::from_slice(&plan).map_err(|error| say("read pod.json", &error))?;
     let namespaces = namespaces::Namespaces::make(&plan)?;
@@ -101,19 +111,17 @@ fn start(directory: &Path) -> Result<(server::Server, OwnedFd), String> {
     Ok((server::Server::new(directory.to_owned(), plan, namespaces, signals, lock), listener))
 }
 
-/// Fails when another shim lives, or when a new main has begun to remove the pod.
-fn lock(directory: &Path) -> Result<File, String> {
-    let file =
-        File::options().write(true).open(directory.join(LOCK)).map_err(|error| format!("open the lock: {error}"))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| format!("lock the pod: {error}"))?;
+/// Fails when a new main has begun to remove the pod. The lock is passed by main, not opened by its name: that may be another pod's
+/// by now, of the same uid.
+fn take_lock(mut lock: &File) -> Result<(), String> {
+    flock(lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| format!("lock the pod: {error}"))?;
     // A main that is removing the pod held the lock, unlinked it, and let go.
-    let links = rustix::fs::fstat(&file).map_err(|error| format!("stat the lock: {error}"))?.st_nlink;
+    let links = rustix::fs::fstat(lock).map_err(|error| format!("stat the lock: {error}"))?.st_nlink;
     if links == 0 {
         return Err("the pod is being removed".to_owned());
     }
     // For a later main that finds this shim alive but deaf.
-    (&file).write_all(std::process::id().to_string().as_bytes()).map_err(|error| format!("write the lock: {error}"))?;
-    Ok(file)
+    lock.write_all(std::process::id().to_string().as_bytes()).map_err(|error| format!("write the lock: {error}"))
 }
 
 /// A path for the socket that fits `sun_path`, whatever the length of the directory's.

@@ -173,3 +173,22 @@ async fn a_shim_holds_nothing_of_its_parents() {
     assert!(!open.iter().any(|path| path.ends_with("hostname")), "{open:?}");
     bed.finish().await;
 }
+
+#[test]
+fn a_shim_that_comes_too_late_gives_up() {
+    // Main died right after the spawn, and the next one has removed the pod, perhaps made it anew, before the shim ran.
+    let path = std::env::temp_dir().join(format!("coracle-runtime-lock-{}", std::process::id()));
+    let lock = std::fs::File::create(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let (_main, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_runtime-shim"))
+        .args(["shim", "/nowhere"])
+        .stdin(std::os::fd::OwnedFd::from(socket))
+        .stdout(lock)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "shim: the pod is being removed\n");
+}
