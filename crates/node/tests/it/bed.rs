@@ -274,6 +274,24 @@ impl Bed {
         }
     }
 
+    /// How many processes the pod's containers have.
+    pub fn processes_of(&self, uid: &str) -> usize {
+        fn count(dir: &std::path::Path, uid: &str, inside: bool) -> usize {
+            let inside = inside || dir.to_string_lossy().ends_with(&format!("pod{uid}"));
+            let own = if inside {
+                fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines().count()
+            } else {
+                0
+            };
+            let below = fs::read_dir(dir).into_iter().flatten().flatten();
+            let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            own + below.map(|entry| count(&entry.path(), uid, inside)).sum::<usize>()
+        }
+        let roots = ["pids", "memory", ""].map(|hierarchy| PathBuf::from("/sys/fs/cgroup").join(hierarchy));
+        let root = roots.into_iter().find(|root| root.join(&self.runtime_config.cgroup_root).exists()).unwrap();
+        count(&root.join(&self.runtime_config.cgroup_root), uid, false)
+    }
+
     /// The shim of a pod: the parent of its containers' first processes.
     pub fn shim_of(&self, uid: &str) -> rustix::process::Pid {
         let name = self.runtime_config.run_dir.to_string_lossy().into_owned();
@@ -347,7 +365,7 @@ impl Bed {
     }
 
     pub async fn until_ready(&self, name: &str) -> PodStatus {
-        self.until(name, "readiness", |status| is_ready(status)).await
+        self.until(name, "readiness", is_ready).await
     }
 
     /// The events so far, as `Type Reason: message`.

@@ -91,3 +91,22 @@ async fn a_killed_shim_restarts_its_pod_alone() {
     assert_eq!(container(&bed.status("bystander").await), container(&bystander));
     bed.finish().await;
 }
+
+/// The node dies at many points of a pod's start; whatever it left half-made, the next one gets the pod going, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_cut_short_is_finished() {
+    let mut bed = Bed::new().await;
+    let container_spec = json!({"name": "main", "command": ["sh", "-c", "echo run; exec sleep 1000"]});
+    for millis in [0, 2, 4, 6, 8, 10, 13, 16, 20, 25, 30] {
+        let name = format!("cut-{millis}");
+        bed.pod(&name, json!({"containers": [container_spec], "terminationGracePeriodSeconds": 1})).await;
+        // Where in the start this falls differs from run to run, and that is the point.
+        tokio::time::sleep(std::time::Duration::from_millis(millis)).await;
+        bed.restart_node().await;
+        let status = bed.until_ready(&name).await;
+        assert_eq!(states(&status)["main"], "running");
+        let uid = bed.client.get::<Pod>("default", &name).await.unwrap().metadata.uid.unwrap();
+        assert_eq!(bed.processes_of(&uid), 1, "one container runs");
+    }
+    bed.finish().await;
+}
