@@ -165,7 +165,7 @@ async fn events_add_up_to_the_list() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let (name, what) = (format!("m{}", (random >> 33) % 8), (random >> 50) % 4);
             let path = format!("{MAPS}/{name}");
-            let labels = if (random >> 40) % 2 == 0 { json!({"even": "yes"}) } else { json!({"even": null}) };
+            let labels = if (random >> 40).is_multiple_of(2) { json!({"even": "yes"}) } else { json!({"even": null}) };
             match what {
                 0 => cluster.delete(&path, &json!({})).await.code,
                 1 => cluster.post(MAPS, &json!({"metadata": {"name": name, "labels": labels}})).await.code,
