@@ -23,6 +23,7 @@ pub const FOR_TESTS: Packages = &[
     ("dpkg-dev", "/usr/bin/dpkg-deb"),
     ("nftables", "/usr/sbin/nft"),
     ("busybox-static", "/bin/busybox"),
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
 ];
 
 /// One sentence with its remedy for the first thing that is missing.

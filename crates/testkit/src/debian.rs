@@ -57,11 +57,30 @@ impl Debian {
         }
     }
 
-    fn fetch(&self, package: &str, into: &Path) -> Result<PathBuf> {
+    /// The package on which `package`, an empty one that always means the newest, depends.
+    ///
+    /// # Errors
+    /// When apt does not know it.
+    pub fn newest_of(&self, package: &str) -> Result<String> {
+        let _one = FETCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let apt = self.prepared()?;
+        let output = apt_with("apt-cache", &apt).args(["show", "--no-all-versions", package]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let depends = text.lines().find_map(|line| line.strip_prefix("Depends: ")?.split(' ').next());
+        depends.map(str::to_owned).with_context(|| format!("Debian {} has no package {package}", self.suite))
+    }
+
+    /// The private apt directory, with package lists in it.
+    fn prepared(&self) -> Result<PathBuf> {
         let apt = self.cache.join("apt");
         if !apt.join("lists.done").exists() {
             self.prepare(&apt)?;
         }
+        Ok(apt)
+    }
+
+    fn fetch(&self, package: &str, into: &Path) -> Result<PathBuf> {
+        let apt = self.prepared()?;
         run(apt_get(&apt).current_dir(into).args(["download", package])).with_context(|| {
             format!("could not fetch the Debian package {package} of {}; is the Debian mirror reachable?", self.suite)
         })?;
@@ -101,7 +120,12 @@ pub fn crate_target() -> PathBuf {
 }
 
 fn apt_get(apt: &Path) -> Command {
-    let mut command = Command::new("apt-get");
+    apt_with("apt-get", apt)
+}
+
+/// One of apt's programs, seeing only the private directory.
+fn apt_with(program: &str, apt: &Path) -> Command {
+    let mut command = Command::new(program);
     let mut option = |key: &str, value: &str| {
         command.arg("-o").arg(format!("{key}={value}"));
     };
