@@ -142,7 +142,7 @@ impl NodeDialer for Dialer {
 }
 
 /// busybox with its applets, run by nobody in particular.
-fn busybox() -> Vec<u8> {
+pub fn busybox() -> BuiltImage {
     let program = fs::read("/bin/busybox").expect("the package busybox-static is installed");
     let mut layer = Layer::new().dir("bin", 0o755).dir("etc", 0o755).dir("tmp", 0o1777);
     layer = layer.file("bin/busybox", 0o755, &program);
@@ -160,12 +160,16 @@ fn busybox() -> Vec<u8> {
         "architecture": testkit::images::architecture(), "os": "linux",
         "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
     });
-    let image = BuiltImage::new(config, &[layer.finish()], Compression::Gzip);
-    oci_archive(&[("docker.io/library/busybox:1", &image)])
+    BuiltImage::new(config, &[layer.finish()], Compression::Gzip)
 }
 
 impl Bed {
     pub async fn new() -> Self {
+        Self::with(Registries::default()).await
+    }
+
+    /// A cluster whose images come from where `registries` says.
+    pub async fn with(registries: Registries) -> Self {
         let name = unique();
         let dir = PathBuf::from("/run").join(&name);
         fs::create_dir_all(&dir).unwrap();
@@ -198,9 +202,9 @@ impl Bed {
         };
         let unpacker = Unpacker { program: binary, args: vec!["unpack".into()] };
         let images = dir.join("images");
-        let images = tokio::task::spawn_blocking(move || ImageStore::open(&images, Registries::default(), unpacker));
+        let images = tokio::task::spawn_blocking(move || ImageStore::open(&images, registries, unpacker));
         let images = images.await.unwrap().unwrap();
-        images.import(&busybox()[..]).await.unwrap();
+        images.import(&oci_archive(&[("docker.io/library/busybox:1", &busybox())])[..]).await.unwrap();
         let (runtime, events) = Runtime::new(runtime_config.clone()).unwrap();
         let mut bed = Self {
             server,

@@ -6,6 +6,7 @@
 mod bed;
 mod configuration;
 mod endpoint;
+mod images;
 mod kubectl;
 mod pods;
 mod probes;

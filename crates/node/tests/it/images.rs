@@ -1,0 +1,63 @@
+//! Images from a registry: credentials, policies, back-off.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use image::registries::Registries;
+use serde_json::json;
+use testkit::registry::{Auth, Registry};
+
+use crate::bed::{Bed, busybox, states};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn private_images_need_the_pods_secret() {
+    let registry = Registry::start().unwrap();
+    registry.add("library/private", "2", &busybox());
+    registry.require(Auth::Basic("user:hunter2".to_owned()));
+    let host = registry.address().to_string();
+    let image = format!("{host}/library/private:2");
+    let bed = Bed::with(Registries::parse(&registry.registries_yaml(&[&host])).unwrap()).await;
+    let container = json!({"name": "main", "image": image, "command": ["echo", "pulled"]});
+    bed.pod("denied", json!({"containers": [container], "restartPolicy": "Never"})).await;
+    let is = |reason: &'static str| move |status: &_| states(status).get("main").is_some_and(|state| state == reason);
+    bed.until("denied", "the error", is("ErrImagePull")).await;
+    let status = bed.until("denied", "back-off", is("ImagePullBackOff")).await;
+    let message = status.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap().message.unwrap();
+    assert!(message.starts_with(&format!("Back-off pulling image {image:?}: ErrImagePull: ")), "{message}");
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    bed.until_event(&format!("Warning Failed: Failed to pull image {image:?}: ")).await;
+    bed.until_event(&format!("Normal BackOff: Back-off pulling image {image:?}")).await;
+
+    let auths = json!({"auths": {&host: {"auth": STANDARD.encode("user:hunter2")}}});
+    let data = json!({".dockerconfigjson": STANDARD.encode(auths.to_string())});
+    let secret = json!({"metadata": {"name": "login"}, "type": "kubernetes.io/dockerconfigjson", "data": data});
+    bed.create("secrets", secret).await;
+    let spec = json!({"containers": [container], "restartPolicy": "Never", "imagePullSecrets": [{"name": "login"}, {"name": "none"}]});
+    bed.pod("granted", spec).await;
+    let status = bed.until_phase("granted", "Succeeded").await;
+    let image_id = status.container_statuses.unwrap()[0].image_id.clone();
+    assert!(image_id.starts_with(&format!("{host}/library/private@sha256:")), "{image_id}");
+    bed.until_event(&format!("Normal Pulling: Pulling image {image:?}")).await;
+    bed.until_event(&format!("Normal Pulled: Successfully pulled image {image:?} in ")).await;
+    bed.until_event("Warning FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets (none);")
+        .await;
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_and_policies_are_told_apart() {
+    let bed = Bed::new().await;
+    for (name, image) in [("never", "absent:1"), ("wrong", "UPPER:1")] {
+        let container = json!({"name": "main", "image": image, "imagePullPolicy": "Never"});
+        bed.pod(name, json!({"containers": [container]})).await;
+    }
+    let is = |reason: &'static str| move |status: &_| states(status).get("main").is_some_and(|state| state == reason);
+    bed.until("never", "the policy", is("ErrImageNeverPull")).await;
+    bed.until_event("Warning ErrImageNeverPull: Container image \"absent:1\" is not present with pull policy of Never")
+        .await;
+    bed.until("wrong", "the name", is("InvalidImageName")).await;
+    bed.until_event(
+        "Warning InspectFailed: Failed to apply default image tag \"UPPER:1\": couldn't parse image name \"UPPER:1\": ",
+    )
+    .await;
+    bed.finish().await;
+}
