@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::object::Object;
 use client::events::{Recorder, Severity};
@@ -31,6 +32,9 @@ use crate::shared::{Registry, Roots, Shared};
 use crate::sources::Sources;
 use crate::worker::{self, Handle, Message, Past};
 use crate::{admission, image_gc};
+
+/// How long admission waits for a fresh Node.
+const NODE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything that the node is given.
 pub struct Config {
@@ -194,7 +198,7 @@ impl Loop {
                         worker.mailbox.send(Message::SourcesChanged).await.ok();
                     }
                 }
-                Ok(()) = node.changed(), if !self.waiting.is_empty() => self.admit_waiting(),
+                Ok(()) = node.changed(), if !self.waiting.is_empty() => self.admit_waiting().await,
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     match ended {
                         Ok(uid) => {
@@ -231,26 +235,41 @@ impl Loop {
             worker.pods.send_replace(pod);
         } else {
             self.waiting.insert(uid, pod);
-            self.admit_waiting();
+            self.admit_waiting().await;
         }
     }
 
     /// Starts workers for new pods, oldest first, as far as the node is known.
-    fn admit_waiting(&mut self) {
-        let node = self.node.borrow_and_update().clone();
+    async fn admit_waiting(&mut self) {
+        let mut node = self.node.borrow_and_update().clone();
         let mut waiting: Vec<(String, Arc<Pod>)> = std::mem::take(&mut self.waiting).into_iter().collect();
         waiting.sort_by_key(|(_, pod)| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
         for (uid, pod) in waiting {
             // A pod that ran here already was admitted then.
             let ran = self.found.contains_key(&uid) || started_here(&pod);
-            match (&node, ran) {
+            match (&mut node, ran) {
                 (None, false) => drop(self.waiting.insert(uid, pod)),
                 (Some(node), false) => {
-                    let verdict = self.admit(&pod, node);
+                    let mut verdict = self.admit(&pod, node);
+                    if verdict.is_err() {
+                        // Labels and taints may have changed since: a refusal is for good, so it is looked at again.
+                        self.read_again(node).await;
+                        verdict = self.admit(&pod, node);
+                    }
                     self.start(uid, pod, verdict);
                 }
                 (_, true) => self.start(uid, pod, Ok(())),
             }
+        }
+    }
+
+    /// Source: lifecycle/predicate.go, `generalFilter`.
+    async fn read_again(&self, node: &mut Node) {
+        let asked = self.shared.client.get::<Node>("", &self.shared.node_name);
+        match tokio::time::timeout(NODE_TIMEOUT, asked).await {
+            Ok(Ok(fresh)) => *node = fresh,
+            Ok(Err(error)) => warn!(%error, "the Node object cannot be read, the last known one counts"),
+            Err(_) => warn!("the Node object is not answered in time, the last known one counts"),
         }
     }
 

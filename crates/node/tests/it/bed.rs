@@ -420,6 +420,12 @@ impl Bed {
         self.client.patch_object(&resource, "default", name, None, PatchType::Merge, patch).await.unwrap();
     }
 
+    /// As [`Bed::patch`], for an object without a namespace.
+    pub async fn patch_cluster(&self, resource: &'static str, name: &str, patch: Value) {
+        let resource = Resource::new("", "v1", resource);
+        self.client.patch_object(&resource, "", name, None, PatchType::Merge, patch).await.unwrap();
+    }
+
     /// Serves the API and runs kubectl against it: its exit code and what it printed.
     pub async fn kubectl(&self, arguments: &[&str], stdin: &str) -> (i32, String) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

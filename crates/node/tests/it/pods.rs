@@ -145,3 +145,18 @@ async fn the_node_stands_in_the_api() {
     assert_eq!(lease.spec.unwrap().holder_identity.as_deref(), Some("rack"));
     bed.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_given_later_counts() {
+    let bed = Bed::new().await;
+    bed.script("first", "exit 0").await;
+    bed.until_phase("first", "Succeeded").await;
+    let spec = || json!({"containers": [{"name": "main", "command": ["true"]}], "nodeSelector": {"disk": "ssd"}, "restartPolicy": "Never"});
+    bed.pod("early", spec()).await;
+    let status = bed.until_phase("early", "Failed").await;
+    assert_eq!(status.reason.as_deref(), Some("NodeAffinity"));
+    bed.patch_cluster("nodes", "rack", json!({"metadata": {"labels": {"disk": "ssd"}}})).await;
+    bed.pod("late", spec()).await;
+    bed.until_phase("late", "Succeeded").await;
+    bed.finish().await;
+}
