@@ -166,7 +166,8 @@ fn validate_linux(spec: &Spec) -> Result<(), Error> {
         return refuse("linux.rootfsPropagation", format!("{propagation:?} is not supported"));
     }
     for device in linux.devices().iter().flatten() {
-        if !device.path().starts_with("/dev/") {
+        let plain = device.path().components().all(|part| !matches!(part, std::path::Component::ParentDir));
+        if !device.path().starts_with("/dev/") || !plain {
             return refuse("linux.devices", format!("{} is not below /dev", device.path().display()));
         }
     }

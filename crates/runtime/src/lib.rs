@@ -113,6 +113,18 @@ impl Runtime {
         network.map_err(io_error(format!("duplicate the network namespace of pod {pod}")))
     }
 
+    /// Removes the delegated cgroup and all below it, unless there are processes in it. Blocks. What is started later makes it anew
+    /// only by [`Runtime::new`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_cgroups(&self) -> Result<(), Error> {
+        self.inner
+            .cgroups
+            .remove_if_empty(std::path::Path::new(""))
+            .map_err(io_error("remove the control groups".to_owned()))
+    }
+
     fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Arc<PodHandle>>> {
         // Nothing that holds this lock can panic half-way through a change.
         self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)

@@ -305,8 +305,11 @@ impl Runtime {
             Ok(pod) => Ok(Some(pod)),
             Err(error) => {
                 tracing::warn!(pod = uid, %error, "could not adopt a pod");
+                if let Some(handle) = self.pods().remove(uid) {
+                    // Its end is no event: nobody was told of the pod.
+                    handle.removing.store(true, Ordering::Release);
+                }
                 kill_shim(pid);
-                self.pods().remove(uid);
                 self.sweep(uid).await?;
                 Ok(None)
             }

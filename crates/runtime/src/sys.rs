@@ -151,11 +151,26 @@ pub(crate) fn fd_from_raw(fd: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
-/// Gives back to the kernel what the allocator keeps free.
-pub(crate) fn trim_heap() {
+/// Gives back to the kernel what this process does not need while it waits: free heap, and the code that it ran to get here. What it
+/// needs again comes back from the page cache by a fault.
+pub(crate) fn shrink() {
     // SAFETY: malloc_trim touches only free memory.
     unsafe {
         libc::malloc_trim(0);
+    }
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for line in maps.lines() {
+        let mut fields = line.split(' ').filter(|field| !field.is_empty());
+        let (Some(range), Some("r-xp"), Some(file)) = (fields.next(), fields.next(), fields.nth(3)) else { continue };
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let address = |text: &str| usize::from_str_radix(text, 16).ok();
+        if let (Some(start), Some(end), true) = (address(start), address(end), file.starts_with('/')) {
+            // SAFETY: the mapping is of a file, private, and was never writable, so that its pages are the file's: dropped ones are
+            // read again with the same contents. The file cannot change while it is executed.
+            unsafe {
+                libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
+            }
+        }
     }
 }
 

@@ -230,7 +230,7 @@ impl Server {
             (None, None) => self.executing(pid, launch.client, launch.seq, launch.terminal),
         };
         self.reply(launch.client, launch.seq, reply);
-        crate::sys::trim_heap();
+        self.shrink = true;
     }
 
     fn started(&mut self, id: &str, pid: u32, now: SystemTime, terminal: Option<OwnedFd>) -> Reply {

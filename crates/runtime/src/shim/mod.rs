@@ -107,7 +107,6 @@ fn start(directory: &Path, lock: File) -> Result<(server::Server, OwnedFd), Stri
     let plan: PodPlan = serde_json::from_slice(&plan).map_err(|error| say("read pod.json", &error))?;
     let namespaces = namespaces::Namespaces::make(&plan)?;
     let listener = listen(&directory.join(SOCKET)).map_err(|error| say("listen", &error))?;
-    crate::sys::trim_heap();
     Ok((server::Server::new(directory.to_owned(), plan, namespaces, signals, lock), listener))
 }
 

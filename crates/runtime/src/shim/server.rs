@@ -29,6 +29,8 @@ pub(super) struct Server {
     pub containers: Vec<Container>,
     pub execs: Vec<Exec>,
     pub launches: Vec<Launch>,
+    /// Something came to an end that took more memory than waiting does.
+    pub shrink: bool,
     /// For output; one for all streams.
     pub buffer: Box<[u8; CHUNK]>,
 }
@@ -76,6 +78,7 @@ impl Server {
             containers: Vec::new(),
             execs: Vec::new(),
             launches: Vec::new(),
+            shrink: true,
             buffer: Box::new([0; CHUNK]),
         }
     }
@@ -84,6 +87,10 @@ impl Server {
     pub(super) fn run(mut self, listener: OwnedFd, first: OwnedFd) -> io::Result<()> {
         self.accept(first);
         loop {
+            if self.shrink && self.launches.is_empty() {
+                self.shrink = false;
+                crate::sys::shrink();
+            }
             let ready = self.wait(&listener)?;
             for source in ready {
                 match source {
@@ -220,6 +227,7 @@ impl Server {
     }
 
     fn welcome(&mut self, number: u64) -> Reply {
+        self.shrink = true;
         if let Some(client) = self.clients.iter_mut().find(|client| client.number == number) {
             client.welcome = true;
         }
@@ -303,7 +311,7 @@ impl Server {
             return Err(Failure::Other("the container runs".to_owned()));
         }
         self.containers.retain(|container| container.id != id);
-        crate::sys::trim_heap();
+        self.shrink = true;
         Ok(())
     }
 
