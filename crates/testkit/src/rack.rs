@@ -21,7 +21,7 @@ use crate::web::{Answer, Api, Web};
 pub const WEBSITE: &str = "www.rack.example";
 pub const LIBRARY: &str = "library.rack.example";
 /// What the website's page must contain.
-const GREETING: &str = "Welcome to the rack";
+pub const GREETING: &str = "Welcome to the rack";
 /// The user of the library, who owns its configuration.
 const LIBRARY_USER: u32 = 119;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -139,6 +139,11 @@ impl Rack {
         self.web.get(self.ingress(443), site, path)
     }
 
+    /// The client with which sites are fetched.
+    pub fn web(&self) -> &Web {
+        &self.web
+    }
+
     /// The address of the ingress.
     pub fn ingress(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.lab.host(0).ipv4.parse().expect("the lab's addresses are addresses"), port)
@@ -239,11 +244,10 @@ impl Rack {
     /// # Errors
     /// When it does not run.
     pub fn kill_main(&mut self) -> Result<()> {
-        let pid = self.pid("main")?;
-        crate::host::checked(std::process::Command::new("kill").args(["-9", &pid.to_string()]))?;
-        if let Some(mut server) = self.server.take() {
-            server.wait()?;
-        }
+        // The child itself, not what the pid file says: that is written only when the store is open.
+        let mut server = self.server.take().context("main was not started")?;
+        server.kill()?;
+        server.wait()?;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! A blocking HTTPS client, as small as tests need: one request per connection, certificates checked against one authority.
+//! A blocking HTTPS client, as small as tests need: certificates checked against one authority, requests one after the other.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Web {
     netns: PathBuf,
     tls: Arc<ClientConfig>,
+    patience: Duration,
 }
 
 /// An answer with its whole body.
@@ -61,7 +62,21 @@ impl Web {
                 builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?
             }
         };
-        Ok(Self { netns: netns.into(), tls: Arc::new(tls) })
+        Ok(Self { netns: netns.into(), tls: Arc::new(tls), patience: PATIENCE })
+    }
+
+    /// The same, but an answer that pauses for longer than `patience` is an error.
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
+    }
+
+    /// Connects to `host` at `address`, for several requests.
+    ///
+    /// # Errors
+    /// When the connection fails; a certificate that is not trusted fails the first request.
+    pub fn open(&self, address: SocketAddr, host: &str) -> Result<KeptAlive> {
+        Ok(KeptAlive { host: host.to_owned(), reader: BufReader::new(self.connect(address, host)?) })
     }
 
     /// GET over HTTPS of `https://HOST/PATH`, where HOST is at `address`.
@@ -77,7 +92,7 @@ impl Web {
     /// # Errors
     /// When the connection fails.
     pub fn get_plain(&self, address: SocketAddr, host: &str, path: &str) -> Result<Answer> {
-        let mut stream = within(&self.netns, || connect(address))?;
+        let mut stream = within(&self.netns, || connect(address, self.patience))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
         whole_answer(&mut BufReader::new(stream))
     }
@@ -104,9 +119,7 @@ impl Web {
         headers: &str,
         body: Option<&str>,
     ) -> Result<Tls> {
-        let tcp = within(&self.netns, || connect(address))?;
-        let connection = ClientConnection::new(self.tls.clone(), host.to_owned().try_into()?)?;
-        let mut stream = StreamOwned::new(connection, tcp);
+        let mut stream = self.connect(address, host)?;
         let length = body.map(|body| format!("Content-Length: {}\r\n", body.len())).unwrap_or_default();
         let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}{length}\r\n");
         stream.write_all(head.as_bytes())?;
@@ -114,12 +127,37 @@ impl Web {
         stream.flush()?;
         Ok(stream)
     }
+
+    fn connect(&self, address: SocketAddr, host: &str) -> Result<Tls> {
+        let tcp = within(&self.netns, || connect(address, self.patience))?;
+        let connection = ClientConnection::new(self.tls.clone(), host.to_owned().try_into()?)?;
+        Ok(StreamOwned::new(connection, tcp))
+    }
 }
 
-fn connect(address: SocketAddr) -> Result<TcpStream> {
+/// A connection that stays open between requests.
+pub struct KeptAlive {
+    host: String,
+    reader: BufReader<Tls>,
+}
+
+impl KeptAlive {
+    /// GET of a path.
+    ///
+    /// # Errors
+    /// When the connection or the certificate fails, or the server closes the connection.
+    pub fn get(&mut self, path: &str) -> Result<Answer> {
+        let stream = self.reader.get_mut();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host)?;
+        stream.flush()?;
+        whole_answer(&mut self.reader)
+    }
+}
+
+fn connect(address: SocketAddr, patience: Duration) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
         .with_context(|| format!("could not connect to {address}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

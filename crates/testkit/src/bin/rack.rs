@@ -4,14 +4,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use testkit::rack::{LIBRARY, Rack, WEBSITE, cpu_time, pss_bytes, written_bytes};
+use testkit::host::eventually;
+use testkit::load::Load;
+use testkit::rack::{GREETING, LIBRARY, Rack, WEBSITE, cpu_time, pss_bytes, written_bytes};
 
 /// How long after the rack is ready idling begins, and how long it is measured.
 const SETTLE: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(60);
 const MORE_PODS: usize = 20;
+/// Who loads the website while main is killed, how long a request may take, and how long they go on after the next main is up.
+const CLIENTS: usize = 50;
+const REQUEST: Duration = Duration::from_secs(20);
+const LOADED_AFTER: Duration = Duration::from_secs(60);
 
 struct Flags {
     once: bool,
@@ -26,6 +32,9 @@ struct Figures {
     rack_ready_ms: f64,
     pod_running_ms: f64,
     main_back_ms: f64,
+    edge_back_ms: f64,
+    shim_back_ms: f64,
+    requests_under_kill: f64,
     pss_main_mb: f64,
     pss_edge_mb: f64,
     pss_shim_mb: f64,
@@ -73,7 +82,7 @@ fn run(flags: &Flags) -> Result<()> {
     println!("rack Ready after {:.0} ms", figures.rack_ready_ms);
     rack.check_sites().with_context(|| log_tail(&rack))?;
     figures.pod_running_ms = more_pods(&rack)?;
-    figures.main_back_ms = millis(rack.restart_main()?);
+    kill_each_role(&mut rack, &mut figures).with_context(|| log_tail(&rack))?;
     rack.check_sites().with_context(|| log_tail(&rack))?;
     screen(&rack, &figures);
     measure_idle(&rack, &mut figures, &interrupted)?;
@@ -112,6 +121,25 @@ fn interrupts() -> Result<impl Fn() -> bool> {
         });
     });
     Ok(move || flag.load(Ordering::Relaxed))
+}
+
+/// Kills main while the website is loaded, then the edge, then the website's shim.
+fn kill_each_role(rack: &mut Rack, figures: &mut Figures) -> Result<()> {
+    println!("killing main under the load of {CLIENTS} clients, then the edge, then a shim …");
+    let before = rack.runs()?;
+    let web = rack.web().with_patience(REQUEST);
+    let load = Load::start(&web, rack.ingress(443), WEBSITE, GREETING, CLIENTS);
+    eventually(REQUEST, "the clients to be served", || Ok((load.served() > CLIENTS).then_some(())))?;
+    figures.main_back_ms = millis(rack.restart_main()?);
+    std::thread::sleep(LOADED_AFTER);
+    let seen = load.stop()?;
+    ensure!(seen.failures.is_empty(), "requests failed while main was killed:\n{}", seen.failures.join("\n"));
+    figures.requests_under_kill = seen.served as f64;
+    let after = rack.runs()?;
+    ensure!(before == after, "containers noticed that main was killed: {before:#?} are now {after:#?}");
+    figures.edge_back_ms = millis(rack.replace_edge()?);
+    figures.shim_back_ms = millis(rack.replace_shim("website")?);
+    Ok(())
 }
 
 /// The median of twenty more pods, one after the other.
@@ -184,7 +212,9 @@ fn screen(rack: &Rack, figures: &Figures) {
   start → node Ready         {node:8.0} ms
   apply → rack Ready         {rack:8.0} ms
   one more pod → Running     {pod:8.0} ms   (median of {MORE_PODS})
-  kill -9 main → back        {back:8.0} ms   (sites answer, nothing restarted)",
+  kill -9 main → back        {main:8.0} ms   (none of {requests:.0} requests failed, nothing restarted)
+  kill -9 edge → answer      {edge:8.0} ms   (no connection refused)
+  kill -9 shim → pod Ready   {shim:8.0} ms   (no other pod noticed)",
         v4 = host.ipv4,
         v6 = host.ipv6,
         dir = host.dir.display(),
@@ -193,7 +223,10 @@ fn screen(rack: &Rack, figures: &Figures) {
         node = figures.node_ready_ms,
         rack = figures.rack_ready_ms,
         pod = figures.pod_running_ms,
-        back = figures.main_back_ms,
+        main = figures.main_back_ms,
+        edge = figures.edge_back_ms,
+        shim = figures.shim_back_ms,
+        requests = figures.requests_under_kill,
     );
 }
 
@@ -218,6 +251,9 @@ fn to_json(figures: &Figures) -> String {
         "rack_ready_ms": figures.rack_ready_ms,
         "pod_running_ms": figures.pod_running_ms,
         "main_back_ms": figures.main_back_ms,
+        "edge_back_ms": figures.edge_back_ms,
+        "shim_back_ms": figures.shim_back_ms,
+        "requests_under_kill": figures.requests_under_kill,
         "pss_main_mb": figures.pss_main_mb,
         "pss_edge_mb": figures.pss_edge_mb,
         "pss_shim_mb": figures.pss_shim_mb,
