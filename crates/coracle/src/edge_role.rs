@@ -22,8 +22,10 @@ use crate::config::Config;
 const EDGE_USER: u32 = 60_666;
 /// Tables, certificates and the buffers of thousands of connections.
 const MEMORY: u64 = 512 << 20;
-/// An edge that ends sooner than this is started again only after as long.
+/// An edge that ends sooner than this is started again after a pause, which doubles from the first to the last.
 const SETTLED: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// An access log larger than this is moved aside when an edge starts.
 const LOG_LIMIT: u64 = 32 << 20;
 
@@ -52,6 +54,7 @@ pub async fn keep(config: &Config, runtime: &Runtime, cancel: CancellationToken)
     let directory =
         control_path(config).parent().map(Path::to_owned).context("the control socket lies in a directory")?;
     private_dir(&directory)?;
+    let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
         let edge = match adopt(config)? {
@@ -66,11 +69,10 @@ pub async fn keep(config: &Config, runtime: &Runtime, cancel: CancellationToken)
             ended = edge.ended() => ended?,
         }
         warn!("the edge ended; starting another");
-        if began.elapsed() < SETTLED {
-            tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(SETTLED) => {}
-            }
+        pause = if began.elapsed() < SETTLED { (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE) } else { Duration::ZERO };
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

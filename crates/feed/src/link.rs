@@ -87,21 +87,25 @@ impl Link {
             return Err(Broken::Version(version));
         }
         timed(write.write_all(&frame(&Down::Hello(Hello { version: VERSION })))).await??;
-        self.give_sockets(&mut write, &sockets).await?;
         info!(generation, held = sockets.len(), "the edge answers");
         *pause = FIRST_RETRY;
         // Generations grow over mains, so that an old acknowledgement is never taken for a new one.
         let mut generation = generation;
         self.wanted.mark_changed();
+        // A new edge listens once it has a table: until then connections wait, and are not told that nothing is served here.
+        let mut held = Some(sockets);
         loop {
             tokio::select! {
                 changed = self.wanted.changed() => {
                     changed.map_err(|_| Broken::Finished)?;
                     let Some(table) = self.wanted.borrow_and_update().clone() else { continue };
-                    generation += 1;
+                    generation = generation.wrapping_add(1);
                     let table = Table { generation, ..Table::clone(&table) };
                     timed(write.write_all(&frame(&Down::Table(Box::new(table))))).await??;
                     self.await_ack(&mut edge, generation).await?;
+                    if let Some(held) = held.take() {
+                        self.give_sockets(&mut write, &held).await?;
+                    }
                 }
                 said = edge.next() => drop(said?),
             }
