@@ -72,5 +72,5 @@ async fn remove_pods(config: &Config) -> Result<()> {
             .await
             .with_context(|| format!("could not remove pod {}/{}", pod.plan.namespace, pod.plan.name))?;
     }
-    Ok(())
+    Ok(runtime.remove_cgroups()?)
 }
