@@ -11,6 +11,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use crate::body::Progress;
+
 /// What a pipe takes as a whole or not at all (`PIPE_BUF`); longer lines are cut.
 const MAX_LINE: usize = 4096;
 /// The longest part of a line that a client chooses.
@@ -53,8 +55,10 @@ pub struct Line {
     pub sent: u64,
     pub referer: Option<String>,
     pub user_agent: Option<String>,
-    /// Bytes of the request.
-    pub request_length: u64,
+    /// Bytes of the request's head.
+    pub head_length: u64,
+    /// How much came of the body.
+    pub body: Option<Arc<Progress>>,
     pub started: Instant,
     pub upstream: Option<String>,
     pub attempts: Vec<Attempt>,
@@ -90,7 +94,7 @@ impl Line {
             self.sent,
             Escaped(self.referer.as_deref().unwrap_or("-")),
             Escaped(self.user_agent.as_deref().unwrap_or("-")),
-            self.request_length,
+            self.head_length + self.body.as_ref().map_or(0, |body| body.received()),
             took.as_secs_f64(),
             self.upstream.as_deref().unwrap_or_default(),
             list(|attempt| attempt.endpoint.to_string()),

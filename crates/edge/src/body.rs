@@ -7,13 +7,19 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::access_log::Line;
 use crate::http::Running;
 use crate::pool::Lease;
+
+/// Source: nginx `lingering_timeout`.
+const LINGERING_TIME: Duration = Duration::from_secs(5);
 
 /// Why a body ends before its end. It reaches nobody but hyper, which closes the connection.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,7 @@ pub struct Progress {
     start: Instant,
     /// Milliseconds from `start` to the last step.
     step: AtomicU64,
+    turned: Notify,
 }
 
 impl Progress {
@@ -59,13 +66,21 @@ impl Progress {
             received: AtomicU64::new(0),
             start: Instant::now(),
             step: AtomicU64::new(0),
+            turned: Notify::new(),
         }
     }
 
     fn advance(&self, stage: Stage) {
-        self.stage.store(stage as u8, Ordering::Relaxed);
         let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.step.store(elapsed, Ordering::Relaxed);
+        if self.stage.swap(stage as u8, Ordering::Relaxed) != stage as u8 {
+            self.turned.notify_one();
+        }
+    }
+
+    /// Waits until the stage is another. Cancellation safe.
+    pub async fn turned(&self) {
+        self.turned.notified().await;
     }
 
     pub fn stage(&self) -> Stage {
@@ -107,19 +122,43 @@ pub struct RequestBody {
     /// Bytes; 0 is no limit.
     limit: u64,
     progress: Arc<Progress>,
+    /// For a body that the application does not take.
+    lingering: Option<TaskTracker>,
 }
 
 impl RequestBody {
-    pub fn new(inner: Incoming, limit: u64) -> (Self, Arc<Progress>) {
+    /// With `lingering`, what the application does not take is read all the same, so that the client sees the answer.
+    pub fn new(inner: Incoming, limit: u64, lingering: Option<TaskTracker>) -> (Self, Arc<Progress>) {
         let stage = if inner.is_end_stream() { Stage::Sent } else { Stage::Receiving };
         let progress = Arc::new(Progress::new(stage));
-        (Self { inner: Some(inner), limit, progress: progress.clone() }, progress)
+        (Self { inner: Some(inner), limit, progress: progress.clone(), lingering }, progress)
     }
 
     /// The body of the same request once more, for one that has none.
     pub fn none(progress: Arc<Progress>) -> Self {
-        Self { inner: None, limit: 0, progress }
+        Self { inner: None, limit: 0, progress, lingering: None }
     }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let (Some(body), Some(tasks)) = (self.inner.take(), self.lingering.take())
+            && !body.is_end_stream()
+            && !self.progress.is_client_gone()
+        {
+            linger(body, &tasks);
+        }
+    }
+}
+
+/// Reads on for a while: a connection that is closed with bytes unread is reset, and the answer lost.
+///
+/// Source: nginx `lingering_close`.
+pub fn linger(mut body: Incoming, tasks: &TaskTracker) {
+    // Without a runtime the process is about to end.
+    let Ok(runtime) = Handle::try_current() else { return };
+    let reading = timeout(LINGERING_TIME, async move { while let Some(Ok(_)) = body.frame().await {} });
+    tasks.spawn_on(reading, &runtime);
 }
 
 impl Body for RequestBody {

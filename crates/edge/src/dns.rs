@@ -181,12 +181,14 @@ async fn serve_stream(shared: Arc<Shared>, mut stream: TcpStream, client: Socket
     }
 }
 
+#[allow(clippy::large_enum_variant, reason = "it lives for one query, on the stack")]
 enum Decision {
     Answer(Message),
     Ask(Pending),
 }
 
 /// What an upstream has to be asked for.
+#[allow(clippy::large_enum_variant, reason = "it lives for one query, on the stack")]
 enum Pending {
     Whole(Arc<Zone>),
     Target(Arc<Zone>, Message, hickory_proto::rr::Name),

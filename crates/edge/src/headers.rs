@@ -65,7 +65,7 @@ pub fn host_name(host: &str) -> String {
 pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11
         && request.headers().contains_key(UPGRADE)
-        && named_by_connection(request.headers()).iter().any(|name| name == UPGRADE)
+        && named_by_connection(request.headers()).contains(&UPGRADE)
 }
 
 /// Makes a request's headers those that the application gets.

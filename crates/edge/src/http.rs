@@ -68,7 +68,14 @@ pub struct Shared {
     pub https_port: AtomicU16,
     /// Connections, and what outlives its request.
     pub tasks: TaskTracker,
-    clients: Mutex<HashMap<IpAddr, usize>>,
+    clients: Mutex<Clients>,
+}
+
+/// The connections of each client.
+#[derive(Default)]
+struct Clients {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
 }
 
 impl Shared {
@@ -205,12 +212,15 @@ impl Admitted {
             IpAddr::V6(ip) => IpAddr::from((ip.to_bits() >> 64 << 64).to_be_bytes()),
         };
         let mut clients = shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let total: usize = clients.values().sum();
-        let own = clients.entry(client).or_default();
-        if *own >= MAX_CONNECTIONS_PER_CLIENT || total >= MAX_CONNECTIONS {
+        if clients.total >= MAX_CONNECTIONS {
+            return None;
+        }
+        let own = clients.by_address.entry(client).or_default();
+        if *own >= MAX_CONNECTIONS_PER_CLIENT {
             return None;
         }
         *own += 1;
+        clients.total += 1;
         shared.connections.fetch_add(1, Ordering::Relaxed);
         Some(Self { shared: shared.clone(), client })
     }
@@ -219,10 +229,11 @@ impl Admitted {
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut clients = self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = clients.get_mut(&self.client) {
+        clients.total -= 1;
+        if let Some(own) = clients.by_address.get_mut(&self.client) {
             *own -= 1;
             if *own == 0 {
-                clients.remove(&self.client);
+                clients.by_address.remove(&self.client);
             }
         }
     }

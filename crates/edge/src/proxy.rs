@@ -8,14 +8,13 @@ use std::time::Duration;
 use http::header::{CONTENT_LENGTH, HeaderValue, LOCATION, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use wire::edge::{Options, Target};
 
 use crate::access_log::{Attempt, Line};
-use crate::body::{AnswerBody, Progress, RequestBody, Stage};
+use crate::body::{AnswerBody, Progress, RequestBody, Stage, linger};
 use crate::headers::{self, Origin};
 use crate::http::Shared;
 use crate::live::{Balanced, Live};
@@ -29,8 +28,6 @@ const TRIES: usize = 3;
 const CLIENT_BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Source: ingress-nginx `hsts-max-age`, `hsts-include-subdomains`.
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000; includeSubDomains");
-/// What is read of a body that was refused, so that the client sees the answer. Source: nginx `lingering_time`.
-const LINGERING_TIME: Duration = Duration::from_secs(5);
 
 /// The connection that a request came by.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +130,7 @@ impl Exchange<'_> {
         options: &Options,
         mut line: Box<Line>,
     ) -> Response<AnswerBody> {
+        let lingering = lingers(&request).then(|| self.shared.tasks.clone());
         let upgrade = headers::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let origin = Origin {
@@ -146,7 +144,8 @@ impl Exchange<'_> {
         parts.uri = headers::origin_form(&parts.uri);
         parts.version = Version::HTTP_11;
         parts.extensions = http::Extensions::new();
-        let (body, progress) = RequestBody::new(body, options.body_limit);
+        let (body, progress) = RequestBody::new(body, options.body_limit, lingering);
+        line.body = Some(progress.clone());
         let mut request = Request::from_parts(parts, body);
         let now = Instant::now();
         let endpoints = self.shared.health.order(&balanced.upstream.endpoints, balanced.next_turn(), now);
@@ -190,7 +189,6 @@ impl Exchange<'_> {
                 }
                 Err(Failure::Final(last)) => {
                     line.attempts.push(Attempt { endpoint: *endpoint, status: last.as_u16(), time: started.elapsed() });
-                    line.request_length += progress.received();
                     return plain(last, line);
                 }
             }
@@ -262,6 +260,8 @@ async fn exchange(
             let deadline = progress.last_step() + patience;
             tokio::select! {
                 outcome = &mut sending => break outcome,
+                // Another stage has another time-out.
+                () = progress.turned() => continue,
                 () = sleep_until(deadline) => {}
             }
             if progress.last_step() + patience <= Instant::now() {
@@ -310,14 +310,19 @@ fn spare(request: &Request<RequestBody>) -> Parts {
     parts
 }
 
-/// Answers without the application, and reads on for a while what the client is still sending.
+/// Answers without the application.
 fn refuse(shared: &Shared, status: StatusCode, request: Request<Incoming>, line: Box<Line>) -> Response<AnswerBody> {
-    let expects_leave = request.headers().contains_key(http::header::EXPECT);
-    let mut body = request.into_body();
-    if !body.is_end_stream() && !expects_leave {
-        shared.tasks.spawn(timeout(LINGERING_TIME, async move { while let Some(Ok(_)) = body.frame().await {} }));
+    if lingers(&request) {
+        linger(request.into_body(), &shared.tasks);
     }
     plain(status, line)
+}
+
+/// Whether a client may be sending a body whatever it is answered.
+fn lingers(request: &Request<Incoming>) -> bool {
+    request.version() == Version::HTTP_11
+        && !request.body().is_end_stream()
+        && !request.headers().contains_key(http::header::EXPECT)
 }
 
 /// An answer of the edge's own.
@@ -349,7 +354,8 @@ fn line(shared: &Shared, peer: Peer, request: &Request<Incoming>) -> Box<Line> {
         sent: 0,
         referer: text(http::header::REFERER),
         user_agent: text(http::header::USER_AGENT),
-        request_length: (head.len() + fields + 4) as u64,
+        head_length: (head.len() + fields + 4) as u64,
+        body: None,
         request: head,
         started: Instant::now(),
         upstream: None,

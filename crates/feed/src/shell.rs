@@ -1,11 +1,13 @@
 //! The feed's loop: watches the objects, compiles them, keeps the edge at the result, and tells the owners of Ingresses.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::key::Key;
 use api::object::Object;
 use client::events::{Recorder, Severity, reference_to};
 use client::informer::{Informer, Informers, Stopped, View, subscribe};
@@ -30,6 +32,8 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 const STATUS_RETRY: Duration = Duration::from_secs(5);
 /// The component that events name.
 const COMPONENT: &str = "ingress-controller";
+
+type NamespacedName = (String, String);
 
 /// What the feed needs to know.
 pub struct Config {
@@ -65,10 +69,18 @@ pub async fn run(config: Config, cancel: CancellationToken) {
         &mut tasks,
         cancel.clone(),
     );
+    let addresses: Vec<String> = config.node_ips.iter().map(ToString::to_string).collect();
+    let (unpublished, receiver) = watch::channel(Vec::new());
+    let publishing = publish(config.client.clone(), addresses.clone(), receiver);
+    let stop = cancel.clone();
+    tasks.spawn(async move {
+        stop.run_until_cancelled(publishing).await;
+    });
     let feed = Feed {
         client: config.client,
-        node_ips: config.node_ips,
-        settings: Arc::new(config.settings),
+        addresses,
+        unpublished,
+        settings: config.settings,
         ready: config.ready,
         recorder,
         wanted,
@@ -82,8 +94,11 @@ pub async fn run(config: Config, cancel: CancellationToken) {
 
 struct Feed {
     client: Client,
-    node_ips: Vec<IpAddr>,
-    settings: Arc<Settings>,
+    /// Where Ingresses are reached.
+    addresses: Vec<String>,
+    /// Those that do not say so yet.
+    unpublished: watch::Sender<Vec<NamespacedName>>,
+    settings: Settings,
     ready: watch::Sender<bool>,
     recorder: Recorder,
     wanted: watch::Sender<Option<Arc<Table>>>,
@@ -135,16 +150,14 @@ impl Feed {
         if sources.synced().await.is_err() {
             return;
         }
-        let mut compiled = Compiled::default();
-        let mut retry = Duration::ZERO;
+        let mut objects = Objects::default();
+        // An empty cluster has a table too.
+        let mut compiled = self.recompile(&sources, &mut objects);
         loop {
             tokio::select! {
                 _ = changes.next() => {
                     tokio::time::sleep(DEBOUNCE).await;
-                    retry = self.recompile(&sources, &mut compiled).await;
-                }
-                () = tokio::time::sleep(retry), if !retry.is_zero() => {
-                    retry = self.recompile(&sources, &mut compiled).await;
+                    compiled = self.recompile(&sources, &mut objects);
                 }
                 changed = self.applied.changed() => {
                     if changed.is_err() {
@@ -156,23 +169,10 @@ impl Feed {
         }
     }
 
-    /// Makes the table anew; returns when to do so again although nothing changed, or zero.
-    async fn recompile(&mut self, sources: &Sources, compiled: &mut Compiled) -> Duration {
-        let ingresses: Vec<Ingress> = decoded(&sources.ingresses.view());
-        let classes: Vec<IngressClass> = decoded(&sources.classes.view());
-        let services: Vec<Service> = decoded(&sources.services.view());
-        let slices: Vec<EndpointSlice> = decoded(&sources.slices.view());
-        let secrets: Vec<Secret> = decoded(&sources.secrets.view());
-        let settings = self.settings.clone();
-        let observed = Observed {
-            settings: &settings,
-            ingresses: ingresses.iter().collect(),
-            classes: classes.iter().collect(),
-            services: services.iter().collect(),
-            slices: slices.iter().collect(),
-            secrets: secrets.iter().collect(),
-        };
-        *compiled = compile(&observed);
+    fn recompile(&mut self, sources: &Sources, objects: &mut Objects) -> Compiled {
+        objects.follow(sources);
+        let observed = objects.observed(&self.settings);
+        let compiled = compile(&observed);
         let table = Arc::new(compiled.table.clone());
         self.wanted.send_if_modified(|before| {
             let changed = before.as_ref() != Some(&table);
@@ -180,20 +180,12 @@ impl Feed {
             changed
         });
         let ours: Vec<&Ingress> = compiled.ours.iter().map(|index| observed.ingresses[*index]).collect();
-        self.announce(&ours);
+        let addresses: Vec<&str> = self.addresses.iter().map(String::as_str).collect();
+        let unpublished = ours.iter().filter(|ingress| published(ingress) != addresses).map(|ingress| name(ingress));
+        self.unpublished.send_replace(unpublished.collect());
+        announce(&self.recorder, &mut self.announced, &ours);
         self.tell(compiled.findings.clone());
-        self.publish_addresses(&ours).await
-    }
-
-    /// Tells that an Ingress is followed, once for each version of its spec.
-    fn announce(&mut self, ours: &[&Ingress]) {
-        let version = |ingress: &Ingress| {
-            (ingress.metadata.uid.clone().unwrap_or_default(), ingress.metadata.generation.unwrap_or_default())
-        };
-        for ingress in ours.iter().filter(|ingress| !self.announced.contains(&version(ingress))) {
-            self.recorder.event(&reference_to(*ingress), Severity::Normal, "Sync", "Scheduled for sync");
-        }
-        self.announced = ours.iter().map(|ingress| version(ingress)).collect();
+        compiled
     }
 
     fn tell(&mut self, findings: Vec<Finding>) {
@@ -222,34 +214,52 @@ impl Feed {
         }
         self.tell(findings);
     }
+}
 
-    /// Writes where Ingresses are reached.
-    async fn publish_addresses(&self, ours: &[&Ingress]) -> Duration {
-        let wanted: Vec<String> = self.node_ips.iter().map(ToString::to_string).collect();
-        let mut retry = Duration::ZERO;
-        for ingress in ours {
-            let status = ingress.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-            let published = status.and_then(|balancer| balancer.ingress.as_ref());
-            let published: Vec<&str> =
-                published.into_iter().flatten().filter_map(|entry| entry.ip.as_deref()).collect();
-            if published == wanted {
-                continue;
-            }
-            let entries: Vec<_> = wanted.iter().map(|ip| json!({ "ip": ip })).collect();
-            let patch = json!({"status": {"loadBalancer": {"ingress": entries}}});
-            let meta = &ingress.metadata;
-            let (namespace, name) =
-                (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-            match self.client.patch_status::<Ingress>(namespace, name, PatchType::Merge, patch).await {
+/// Tells that Ingresses are followed, once for each version of a spec.
+fn announce(recorder: &Recorder, announced: &mut Vec<(String, i64)>, ours: &[&Ingress]) {
+    let version = |ingress: &Ingress| {
+        (ingress.metadata.uid.clone().unwrap_or_default(), ingress.metadata.generation.unwrap_or_default())
+    };
+    for ingress in ours.iter().filter(|ingress| !announced.contains(&version(ingress))) {
+        recorder.event(&reference_to(*ingress), Severity::Normal, "Sync", "Scheduled for sync");
+    }
+    *announced = ours.iter().map(|ingress| version(ingress)).collect();
+}
+
+fn name(ingress: &Ingress) -> NamespacedName {
+    (ingress.metadata.namespace.clone().unwrap_or_default(), ingress.metadata.name.clone().unwrap_or_default())
+}
+
+fn published(ingress: &Ingress) -> Vec<&str> {
+    let balancer = ingress.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let entries = balancer.and_then(|balancer| balancer.ingress.as_ref());
+    entries.into_iter().flatten().filter_map(|entry| entry.ip.as_deref()).collect()
+}
+
+/// Writes where Ingresses are reached into those that do not say so. Apart from the feed's loop: no write delays a table.
+async fn publish(client: Client, addresses: Vec<String>, mut unpublished: watch::Receiver<Vec<NamespacedName>>) {
+    let entries: Vec<_> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+    let patch = json!({"status": {"loadBalancer": {"ingress": entries}}});
+    loop {
+        let names = unpublished.borrow_and_update().clone();
+        let mut failed = false;
+        for (namespace, name) in names {
+            match client.patch_status::<Ingress>(&namespace, &name, PatchType::Merge, patch.clone()).await {
                 Ok(_) => {}
                 Err(error) if error.is_not_found() => {}
                 Err(error) => {
-                    warn!(namespace, name, %error, "the Ingress's address could not be written");
-                    retry = STATUS_RETRY;
+                    warn!(namespace, name, %error, "the Ingress's address could not be written; trying again");
+                    failed = true;
                 }
             }
         }
-        retry
+        tokio::select! {
+            changed = unpublished.changed() => if changed.is_err() {
+                return;
+            },
+            () = tokio::time::sleep(STATUS_RETRY), if failed => {}
+        }
     }
 }
 
@@ -263,13 +273,61 @@ fn bounded(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(200).collect()
 }
 
-fn decoded<T: DeserializeOwned>(view: &View) -> Vec<T> {
-    let decode = |object: &Arc<Object>| match object.decode() {
-        Ok(typed) => Some(typed),
-        Err(error) => {
-            warn!(key = %object.key(), %error, "object is not understood");
-            None
+/// The objects of all kinds, decoded.
+#[derive(Default)]
+struct Objects {
+    ingresses: Decoded<Ingress>,
+    classes: Decoded<IngressClass>,
+    services: Decoded<Service>,
+    slices: Decoded<EndpointSlice>,
+    secrets: Decoded<Secret>,
+}
+
+impl Objects {
+    fn follow(&mut self, sources: &Sources) {
+        self.ingresses.follow(&sources.ingresses.view());
+        self.classes.follow(&sources.classes.view());
+        self.services.follow(&sources.services.view());
+        self.slices.follow(&sources.slices.view());
+        self.secrets.follow(&sources.secrets.view());
+    }
+
+    fn observed<'a>(&'a self, settings: &'a Settings) -> Observed<'a> {
+        Observed {
+            settings,
+            ingresses: self.ingresses.all(),
+            classes: self.classes.all(),
+            services: self.services.all(),
+            slices: self.slices.all(),
+            secrets: self.secrets.all(),
         }
-    };
-    view.iter().filter_map(decode).collect()
+    }
+}
+
+/// The objects of one kind, each decoded once for each of its versions.
+struct Decoded<T>(BTreeMap<Key, (u64, Option<T>)>);
+
+impl<T> Default for Decoded<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: DeserializeOwned> Decoded<T> {
+    fn follow(&mut self, view: &View) {
+        self.0.retain(|key, _| view.get(key).is_some());
+        for object in view.iter() {
+            if self.0.get(object.key()).is_none_or(|(revision, _)| *revision != object.revision) {
+                self.0.insert(object.key().clone(), (object.revision, decoded(object)));
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<&T> {
+        self.0.values().filter_map(|(_, object)| object.as_ref()).collect()
+    }
+}
+
+fn decoded<T: DeserializeOwned>(object: &Object) -> Option<T> {
+    object.decode().inspect_err(|error| warn!(key = %object.key(), %error, "object is not understood")).ok()
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use wire::edge::{
-    Certificate, Dns, Down, Hello, Host, MAX_UP_FRAME, Options, PathMatch, Problem, Role, Route, Socket, Table, Target,
-    Up, Upstream, VERSION, frame, take,
+    Certificate, Dns, Down, Hello, MAX_UP_FRAME, Options, PathMatch, Problem, Role, Route, Socket, Table, Target, Up,
+    Upstream, VERSION, frame, take,
 };
 
 /// How long anything may take: much longer than it does.
@@ -50,7 +50,8 @@ impl Edge {
         let listener = UnixListener::bind(&control).unwrap();
         let (log, log_writer) = rustix::pipe::pipe().unwrap();
         rustix::io::ioctl_fionbio(&log, true).unwrap();
-        let thread = std::thread::spawn(move || edge::run(OwnedFd::from(listener), log_writer));
+        let run = move || edge::run(OwnedFd::from(listener), log_writer);
+        let thread = std::thread::Builder::new().name("edge".to_owned()).spawn(run).unwrap();
         let mut main = Main::connect(&control);
         let (http, https) = (listen(), listen());
         let (dns_udp, dns_tcp) = listen_dns();
@@ -99,11 +100,9 @@ impl Edge {
 impl Drop for Edge {
     fn drop(&mut self) {
         std::fs::remove_file(&self.control).ok();
-        if let Some(thread) = self.thread.take()
-            && !std::thread::panicking()
-        {
+        // Not waited for: a client of the same thread may have to answer before the edge can end.
+        if self.thread.take().is_some() && !std::thread::panicking() {
             self.main.send(&Down::Drain);
-            thread.join().unwrap();
         }
     }
 }
@@ -219,7 +218,7 @@ impl Rules {
     }
 
     pub fn route(mut self, host: &str, path: PathMatch, target: Target, options: Options) -> Self {
-        let host = self.0.hosts.entry(host.to_owned()).or_insert_with(Host::default);
+        let host = self.0.hosts.entry(host.to_owned()).or_default();
         host.routes.push(Route { path, target, options });
         self
     }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use wire::edge::{Options, Table};
 
-use crate::application::Application;
+use crate::application::{Application, hear};
 use crate::bed::{Edge, Rules, dead};
 use crate::browser::{get, request, send};
 
@@ -37,7 +37,7 @@ async fn an_endpoint_that_answers_nonsense_is_a_bad_gateway() {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            stream.read(&mut [0; 1024]).await.unwrap();
+            hear(&mut stream).await;
             stream.write_all(b"nonsense\r\n\r\n").await.unwrap();
         }
     });
@@ -108,7 +108,7 @@ async fn all_endpoints_passed_over_are_tried_all_the_same() {
     let listener = TcpListener::bind(gone).await.unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.read(&mut [0; 1024]).await.unwrap();
+        hear(&mut stream).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     });
     assert_eq!(get(edge.http, "x", "/").await.status, StatusCode::OK);
@@ -122,7 +122,7 @@ async fn a_kept_connection_that_the_application_closes_fails_no_request() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                stream.read(&mut [0; 4096]).await.unwrap();
+                hear(&mut stream).await;
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
                 // Closes with the next request unread.
                 stream.readable().await.unwrap();
@@ -141,7 +141,7 @@ async fn an_answer_that_stops_half_way_is_cut_off() {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.read(&mut [0; 4096]).await.unwrap();
+        hear(&mut stream).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await.unwrap();
         std::future::pending::<()>().await;
     });

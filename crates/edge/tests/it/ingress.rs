@@ -12,7 +12,7 @@ use wire::edge::{Options, PathMatch, Target};
 
 use crate::application::Application;
 use crate::bed::{Edge, Rules};
-use crate::browser::{get, request, send, try_send};
+use crate::browser::{get, raw, request, send, try_send};
 
 #[tokio::test]
 async fn the_host_picks_the_route() {
@@ -139,6 +139,23 @@ async fn bodies_beyond_the_limit_are_refused() {
         futures_util::stream::iter((0..11).map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; 100])))));
     let chunked = Request::post("/").header("host", "x").body(StreamBody::new(chunks)).unwrap();
     assert_eq!(send(edge.http, chunked).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+    let long = futures_util::stream::iter(
+        (0..64).map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; 64 << 10])))),
+    );
+    let chunked = Request::post("/").header("host", "x").body(StreamBody::new(long)).unwrap();
+    assert_eq!(send(edge.http, chunked).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_leave_gets_it_only_for_what_fits() {
+    let echo = Application::echo().await;
+    let options = Options { body_limit: 10, ..Options::default() };
+    let edge = Edge::serving(Rules::new().host_with("", &[echo.address], options).table());
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\n";
+    let long = raw(edge.http, &format!("{head}Content-Length: 11\r\n\r\n")).await;
+    assert!(long.starts_with("HTTP/1.1 413 "), "{long}");
+    let fits = raw(edge.http, &format!("{head}Content-Length: 10\r\n\r\n0123456789")).await;
+    assert!(fits.starts_with("HTTP/1.1 100 ") && fits.contains("HTTP/1.1 200 "), "{fits}");
 }
 
 #[tokio::test]

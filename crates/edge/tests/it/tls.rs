@@ -4,7 +4,7 @@ use http::StatusCode;
 use rustls::pki_types::CertificateDer;
 use wire::edge::Options;
 
-use crate::application::Application;
+use crate::application::{Application, hear};
 use crate::bed::{Edge, Rules};
 use crate::browser::{request, send_tls, tls};
 
@@ -92,7 +92,7 @@ async fn a_bad_certificate_is_named_and_harms_no_other() {
 
 #[tokio::test]
 async fn applications_may_speak_tls() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     let issued = issue("whatever");
     let key = rustls::pki_types::pem::PemObject::from_pem_slice(issued.key.as_bytes()).unwrap();
     let config =
@@ -108,7 +108,7 @@ async fn applications_may_speak_tls() {
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = acceptor.accept(stream).await.unwrap();
-        stream.read(&mut [0; 4096]).await.unwrap();
+        hear(&mut stream).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret").await.unwrap();
         std::future::pending::<()>().await;
     });
