@@ -31,6 +31,8 @@ pub struct Roots {
     /// Localhost seccomp profiles.
     pub seccomp: PathBuf,
     pub resolv_conf: PathBuf,
+    /// What systemd-resolved asks itself, where `resolv_conf` only names its stub on loopback.
+    pub resolved_conf: PathBuf,
     pub hosts: PathBuf,
     pub fstab: PathBuf,
     /// systemd's `.mount` units of the administrator.
@@ -45,6 +47,7 @@ impl Default for Roots {
             container_logs: "/var/log/containers".into(),
             seccomp: "/var/lib/kubelet/seccomp".into(),
             resolv_conf: "/etc/resolv.conf".into(),
+            resolved_conf: "/run/systemd/resolve/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
             fstab: "/etc/fstab".into(),
             units: "/etc/systemd/system".into(),

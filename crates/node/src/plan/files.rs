@@ -111,6 +111,17 @@ impl Dns {
         dns
     }
 
+    /// The host's configuration for pods: `resolved` in place of `main` when that names nothing but resolvers on loopback, which
+    /// no pod reaches. Source: kubeadm, `resolvConf` of systemd-resolved.
+    pub fn of_host(main: &str, resolved: Option<&str>) -> Self {
+        let dns = Self::parse(main);
+        let loopback = |server: &String| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        match resolved {
+            Some(resolved) if !dns.servers.is_empty() && dns.servers.iter().all(loopback) => Self::parse(resolved),
+            Some(_) | None => dns,
+        }
+    }
+
     /// The file's text.
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -254,6 +265,13 @@ mod tests {
                 options ndots:5
             "#]],
         );
+    }
+
+    #[test]
+    fn a_stub_on_loopback_is_replaced() {
+        let servers = |main: &str| Dns::of_host(main, Some("nameserver 192.0.2.1\n")).servers;
+        assert_eq!(servers("nameserver 127.0.0.53\n"), ["192.0.2.1"]);
+        assert_eq!(servers("nameserver 127.0.0.1\nnameserver 192.0.2.9\n"), ["127.0.0.1", "192.0.2.9"]);
     }
 
     #[test]

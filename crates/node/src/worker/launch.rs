@@ -280,7 +280,9 @@ impl Launch {
             let name = plan::files::kernel_host_name(&self.pod, &cluster.domain).unwrap_or_default();
             add(write(dir, "hostname", &format!("{name}\n"), 0o644)?, "/etc/hostname", read_only);
         }
-        let host_dns = Dns::parse(&fs::read_to_string(&self.shared.roots.resolv_conf).unwrap_or_default());
+        let main = fs::read_to_string(&self.shared.roots.resolv_conf).unwrap_or_default();
+        let resolved = fs::read_to_string(&self.shared.roots.resolved_conf).ok().filter(|_| !self.host_network());
+        let host_dns = Dns::of_host(&main, resolved.as_deref());
         let (dns, warnings) = plan::files::dns(&self.pod, cluster, &host_dns);
         for (reason, message) in warnings {
             self.events.warning(reason, &message, None);

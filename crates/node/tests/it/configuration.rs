@@ -155,3 +155,31 @@ async fn security_contexts_become_identities() {
     assert_eq!(states(&status)["main"], "CreateContainerConfigError");
     bed.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_and_resolvers_are_the_clusters() {
+    let bed = Bed::new().await;
+    let script = "cat /etc/resolv.conf; cat /etc/hosts; cat /etc/hostname";
+    let spec = json!({
+        "containers": [main_container(script, json!({}))], "restartPolicy": "Never",
+        "dnsConfig": {"searches": ["lan"]}, "hostAliases": [{"ip": "192.0.2.9", "hostnames": ["nas"]}],
+    });
+    bed.pod("named", spec).await;
+    bed.until_phase("named", "Succeeded").await;
+    let log = bed.until_log("named", "main", "\nnamed\n").await;
+    assert!(log.starts_with("search default.svc.cluster.local svc.cluster.local cluster.local"), "{log}");
+    for line in ["nameserver 10.96.0.10\n", "options ndots:5\n", "10.244.0.9\tnamed\n", "192.0.2.9\tnas\n"] {
+        assert!(log.contains(line), "{line:?} is not in {log}");
+    }
+
+    let host = json!({
+        "containers": [main_container("cat /etc/hosts; hostname", json!({}))], "restartPolicy": "Never", "hostNetwork": true,
+    });
+    bed.pod("host", host).await;
+    let status = bed.until_phase("host", "Succeeded").await;
+    assert_eq!(status.pod_ip.as_deref(), Some("192.0.2.7"), "the node's own");
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let log = bed.until_log("host", "main", &name).await;
+    assert!(log.starts_with("# Kubernetes-managed hosts file (host network).\n"), "{log}");
+    bed.finish().await;
+}
