@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use hickory_proto::op::{Edns, Message, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -116,7 +116,10 @@ fn addressed(found: Message, query: &Message) -> Message {
 }
 
 async fn exchange(upstream: SocketAddr, query: &Message, dnssec: bool) -> io::Result<Message> {
-    let mut ours = Message::query();
+    // Not hickory's own: its generator reads a file, and there is none here.
+    let mut id = [0; 2];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
+    let mut ours = Message::new(u16::from_ne_bytes(id), MessageType::Query, OpCode::Query);
     ours.metadata.recursion_desired = true;
     ours.metadata.checking_disabled = query.metadata.checking_disabled;
     ours.add_queries(query.queries.iter().cloned());
@@ -155,6 +158,6 @@ async fn over_tcp(upstream: SocketAddr, ours: &Message, bytes: &[u8]) -> io::Res
 
 fn answers(answer: &Message, question: &Message) -> bool {
     answer.metadata.id == question.metadata.id
-        && answer.metadata.message_type == hickory_proto::op::MessageType::Response
+        && answer.metadata.message_type == MessageType::Response
         && answer.queries == question.queries
 }

@@ -47,3 +47,44 @@ impl Health {
         self.ejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last digits of the order in which `endpoints` endpoints are tried.
+    fn order(health: &Health, endpoints: u16, turn: usize, now: Instant) -> Vec<u16> {
+        let endpoints: Vec<SocketAddr> = (0..endpoints).map(endpoint).collect();
+        health.order(&endpoints, turn, now).iter().map(SocketAddr::port).collect()
+    }
+
+    fn endpoint(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn all_take_turns() {
+        let (health, now) = (Health::default(), Instant::now());
+        assert_eq!(order(&health, 3, 0, now), [0, 1, 2]);
+        assert_eq!(order(&health, 3, 1, now), [1, 2, 0]);
+        assert_eq!(order(&health, 3, usize::MAX, now), [0, 1, 2]);
+        assert!(order(&health, 0, 7, now).is_empty());
+    }
+
+    #[test]
+    fn who_failed_comes_last_for_a_while() {
+        let (health, now) = (Health::default(), Instant::now());
+        health.failed(endpoint(0), now);
+        assert_eq!(order(&health, 3, 0, now), [1, 2, 0]);
+        assert_eq!(order(&health, 1, 0, now), [0]);
+        assert_eq!(order(&health, 3, 0, now + EJECTION), [0, 1, 2]);
+    }
+
+    #[test]
+    fn who_answers_is_back() {
+        let (health, now) = (Health::default(), Instant::now());
+        health.failed(endpoint(0), now);
+        health.succeeded(endpoint(0));
+        assert_eq!(order(&health, 2, 0, now), [0, 1]);
+    }
+}

@@ -4,7 +4,7 @@
 //! When main dies it goes on with that table; the next main connects and takes over.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use tracing::error;
@@ -24,19 +24,6 @@ mod proxy;
 mod stream;
 mod tls;
 mod tunnel;
-
-/// Runs as `coracle edge`: standard input is the control socket, standard output the access log.
-pub fn main() -> ExitCode {
-    let owned =
-        io::stdin().as_fd().try_clone_to_owned().and_then(|c| Ok((c, io::stdout().as_fd().try_clone_to_owned()?)));
-    match owned {
-        Ok((control, log)) => run(control, log),
-        Err(error) => {
-            error!(%error, "the edge needs its control socket as standard input and its log as standard output");
-            ExitCode::FAILURE
-        }
-    }
-}
 
 /// Serves until main says [`wire::edge::Down::Drain`]. `control` is a listening Unix socket: the newest connection to it is
 /// main. `log` receives the access log, and is never waited for.

@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
@@ -41,7 +42,19 @@ pub enum ConnectError {
     Handshake(#[from] hyper::Error),
 }
 
-type Idle = HashMap<Target, Vec<(SendRequest<RequestBody>, Instant)>>;
+/// A connection and since when it is idle.
+type IdleConnection = (SendRequest<RequestBody>, Instant);
+
+#[derive(Default)]
+struct Idle {
+    connections: HashMap<Target, Vec<IdleConnection>>,
+    /// A task looks after them.
+    swept: bool,
+}
+
+fn is_usable((sender, since): &IdleConnection) -> bool {
+    !sender.is_closed() && since.elapsed() < IDLE_TIME
+}
 
 pub struct Pool {
     idle: Mutex<Idle>,
@@ -64,14 +77,12 @@ impl Pool {
     /// A connection that is there and idle.
     pub fn take(&self, target: Target) -> Option<Connection> {
         let mut idle = self.lock();
-        let connections = idle.get_mut(&target)?;
-        let now = Instant::now();
-        while let Some((sender, since)) = connections.pop() {
-            if sender.is_ready() && now - since < IDLE_TIME {
-                return Some(Connection { sender, target });
-            }
-        }
-        None
+        let connections = idle.connections.get_mut(&target)?;
+        connections.retain(is_usable);
+        // One that has just been given back may not have noticed its answer's end yet.
+        let ready = connections.iter().rposition(|(sender, _)| sender.is_ready())?;
+        let (sender, _) = connections.remove(ready);
+        Some(Connection { sender, target })
     }
 
     /// Opens a connection.
@@ -105,20 +116,44 @@ impl Pool {
         Ok(sender)
     }
 
-    fn give_back(&self, target: Target, sender: SendRequest<RequestBody>) {
+    fn give_back(self: Arc<Self>, target: Target, sender: SendRequest<RequestBody>) {
         if sender.is_closed() {
             return;
         }
         let mut idle = self.lock();
-        let connections = idle.entry(target).or_default();
+        let connections = idle.connections.entry(target).or_default();
         if connections.len() < IDLE_PER_ENDPOINT {
             connections.push((sender, Instant::now()));
+        }
+        if !idle.swept
+            && let Ok(runtime) = Handle::try_current()
+        {
+            idle.swept = true;
+            drop(idle);
+            let pool = self.clone();
+            self.tasks.spawn_on(async move { pool.sweep().await }, &runtime);
+        }
+    }
+
+    /// Closes connections that nobody needs any more, as long as there are any.
+    async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(IDLE_TIME).await;
+            let mut idle = self.lock();
+            idle.connections.retain(|_, connections| {
+                connections.retain(is_usable);
+                !connections.is_empty()
+            });
+            if idle.connections.is_empty() {
+                idle.swept = false;
+                return;
+            }
         }
     }
 
     /// Closes idle connections to endpoints that are gone.
     pub fn keep_only(&self, endpoints: &HashSet<SocketAddr>) {
-        self.lock().retain(|target, _| endpoints.contains(&target.address));
+        self.lock().connections.retain(|target, _| endpoints.contains(&target.address));
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {

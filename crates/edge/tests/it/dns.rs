@@ -13,7 +13,7 @@ use wire::edge::Dns;
 
 use crate::bed::{Edge, PATIENCE, Rules};
 
-fn names(upstreams: &[SocketAddr]) -> Dns {
+pub fn names(upstreams: &[SocketAddr]) -> Dns {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     Dns {
         domain: "cluster.local".into(),
@@ -60,8 +60,8 @@ async fn over_tcp(server: SocketAddr, query: &Message) -> Message {
     Message::from_vec(&answer).unwrap()
 }
 
-/// A resolver that answers everything with one address, and counts. `broken`: over UDP everything is truncated.
-async fn upstream(ttl: u32, truncates: bool) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+/// A resolver that answers everything with one address, and counts. `truncates`: but over UDP.
+pub async fn upstream(ttl: u32, truncates: bool) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     use std::sync::atomic::Ordering;
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
@@ -205,4 +205,8 @@ async fn nonsense_gets_no_answer_and_does_no_harm() {
         socket.send_to(bytes, edge.dns).await.unwrap();
     }
     over_udp(edge.dns, &query("website.rack.svc.cluster.local.", RecordType::A)).await;
+}
+
+pub async fn resolves_elsewhere(server: SocketAddr) {
+    assert_eq!(addresses(&over_udp(server, &query("www.example.org.", RecordType::A)).await), ["192.0.2.1"]);
 }

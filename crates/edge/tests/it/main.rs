@@ -5,6 +5,7 @@
 mod application;
 mod bed;
 mod browser;
+mod confined;
 mod control;
 mod dns;
 mod failures;

@@ -8,13 +8,14 @@ use crate::application::{Application, hear};
 use crate::bed::{Edge, Rules};
 use crate::browser::{request, send_tls, tls};
 
-struct Issued {
-    authority: CertificateDer<'static>,
-    chain: String,
-    key: String,
+/// A certificate that is its own authority.
+pub struct Issued {
+    pub authority: CertificateDer<'static>,
+    pub chain: String,
+    pub key: String,
 }
 
-fn issue(name: &str) -> Issued {
+pub fn issue(name: &str) -> Issued {
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     Issued { authority: cert.der().clone(), chain: cert.pem(), key: signing_key.serialize_pem() }
 }
