@@ -64,7 +64,7 @@ impl Rack {
     /// # Errors
     /// When it does not run.
     pub fn kill_edge(&self) -> Result<()> {
-        kill(self.pid("edge")?)
+        kill_process(self.pid("edge")?)
     }
 
     /// Kills the edge with -9: how long until the first request that began after its death is answered by the next.
@@ -87,7 +87,7 @@ impl Rack {
         let (name, uid) = self.pod_of(app)?;
         let before = self.runs()?;
         let began = Instant::now();
-        kill(self.shim_of(&uid)?)?;
+        kill_process(self.shim_of(&uid)?)?;
         let path = format!("{PODS}?fieldSelector=metadata.name%3D{name}");
         self.api().watch_until(&path, |pod| {
             let now = runs(pod);
@@ -130,7 +130,10 @@ fn runs(pod: &Value) -> Vec<(String, Run)> {
 }
 
 /// Kills with -9 and waits until the process has closed all that it had open.
-fn kill(pid: u32) -> Result<()> {
+///
+/// # Errors
+/// When it does not run, or does not end.
+pub fn kill_process(pid: u32) -> Result<()> {
     checked(Command::new("kill").args(["-9", &pid.to_string()]))?;
     eventually(Duration::from_secs(10), "a killed process to end", || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

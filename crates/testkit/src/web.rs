@@ -248,6 +248,14 @@ impl Api {
         self.call("POST", path, "Content-Type: application/json\r\n", Some(&object.to_string()))
     }
 
+    /// Changes an object by a JSON merge patch.
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub fn merge(&self, path: &str, patch: &Value) -> Result<Value> {
+        self.call("PATCH", path, "Content-Type: application/merge-patch+json\r\n", Some(&patch.to_string()))
+    }
+
     /// # Errors
     /// As [`Api::get`].
     pub fn delete(&self, path: &str) -> Result<Value> {
