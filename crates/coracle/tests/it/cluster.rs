@@ -25,7 +25,7 @@ const GUARDED: &str = "CORACLE_TEST_GUARDED_LAB";
 
 /// A cluster of one host.
 pub struct Cluster {
-    server: Child,
+    pub server: Child,
     _registry: Registry,
     /// Last, so that the server is gone before the machine.
     pub lab: Lab,
@@ -59,7 +59,9 @@ impl Cluster {
         fs::read_to_string(self.host().dir.join("server.log")).unwrap_or_default()
     }
 
-    fn wait_until_ready(&mut self) -> Result<()> {
+    /// # Errors
+    /// When the server ends, or its node is not Ready in time.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
         let ended = |cluster: &mut Self| -> Result<()> {
             match cluster.server.try_wait()? {
                 Some(status) => bail!("the server ended ({status}):\n{}", cluster.log()),
@@ -223,7 +225,7 @@ impl Drop for Session {
 }
 
 /// Starts this binary once more, to remove the lab when this process is gone, however it ends.
-fn guard(lab: &Lab) -> Result<()> {
+pub fn guard(lab: &Lab) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--exact", "cluster::a_lab_does_not_outlive_its_tests"]).env(GUARDED, lab.dir());
     // The pipe's other end is never closed by us: the kernel does it when this process ends.
