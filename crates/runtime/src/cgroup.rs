@@ -31,6 +31,10 @@ enum Hierarchies {
 /// The version 1 controllers that a container is put under. Without `cpuset`, whose new groups are empty and admit nobody.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "devices", "freezer"];
 
+/// The range of `cpu.shares`.
+const MIN_SHARES: u64 = 2;
+const MAX_SHARES: u64 = 262_144;
+
 /// How long processes may take to die: beyond it they hang in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -158,6 +162,64 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    /// Sets the limits of a pod: among each other pods weigh in proportion to their requests, which containers do not.
+    ///
+    /// Source: kubelet `cm/cgroup_manager_linux.go`, `getCPUWeight`.
+    pub(crate) fn limit_pod(&self, group: &Path, resources: &Resources) -> io::Result<()> {
+        if let Some(shares) = resources.cpu_shares {
+            self.weigh(group, shares)?;
+        }
+        self.limit(group, &Resources { cpu_shares: None, ..resources.clone() })
+    }
+
+    /// Gives the classes of pods their share of the machine: that of all burstable pods together, and next to nothing.
+    ///
+    /// Source: kubelet `cm/qos_container_manager_linux.go`, `setCPUCgroupConfig`.
+    pub(crate) fn weigh_classes(&self) -> io::Result<()> {
+        let (burstable, best_effort) = (Path::new("kubepods/burstable"), Path::new("kubepods/besteffort"));
+        self.make(burstable)?;
+        self.make(best_effort)?;
+        self.weigh(best_effort, MIN_SHARES)?;
+        let mut shares = self.shares_below(burstable)?;
+        loop {
+            self.weigh(burstable, shares)?;
+            // A pod that came or went meanwhile has been counted by neither, or by one that wrote before us.
+            let now = self.shares_below(burstable)?;
+            if now == shares {
+                return Ok(());
+            }
+            shares = now;
+        }
+    }
+
+    /// The shares of the pods of a class together.
+    fn shares_below(&self, class: &Path) -> io::Result<u64> {
+        let mut sum = 0;
+        for entry in fs::read_dir(self.v1("cpu", class)?)? {
+            let path = entry?.path();
+            let read = if self.is_v2() {
+                number(&path.join("cpu.weight")).map(shares_of_weight)
+            } else {
+                number(&path.join("cpu.shares"))
+            };
+            match read {
+                Ok(shares) => sum += shares,
+                // A file of the class itself, or a pod that went.
+                Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::NotADirectory => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sum.max(MIN_SHARES))
+    }
+
+    fn weigh(&self, group: &Path, shares: u64) -> io::Result<()> {
+        let directory = self.v1("cpu", group)?;
+        match &self.hierarchies {
+            Hierarchies::V2(_) => put(&directory.join("cpu.weight"), &pod_weight(shares).to_string()),
+            Hierarchies::V1(_) => put(&directory.join("cpu.shares"), &shares.to_string()),
+        }
     }
 
     /// Makes the kernel kill the whole group when it runs out of memory; version 1 cannot.
@@ -416,7 +478,17 @@ fn limit_memory_v1(directory: &Path, bytes: u64) -> io::Result<()> {
     put_if_there(&both, &text)
 }
 
-/// `cpu.weight` for version 1's shares: 1024 is 100, 102 is 17, 2 is 1, 262144 is 10000.
+/// `cpu.weight` of a pod or a class: a straight line from 2 shares to 262144.
+fn pod_weight(shares: u64) -> u64 {
+    1 + (shares.clamp(MIN_SHARES, MAX_SHARES) - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
+}
+
+/// The fewest shares that have this weight.
+fn shares_of_weight(weight: u64) -> u64 {
+    MIN_SHARES + (weight.saturating_sub(1) * (MAX_SHARES - MIN_SHARES)).div_ceil(9999)
+}
+
+/// `cpu.weight` of a container for version 1's shares: 1024 is 100, 102 is 17, 2 is 1, 262144 is 10000.
 ///
 /// Source: `opencontainers/cgroups` `utils.go`, `ConvertCPUSharesToCgroupV2Value` since 0.0.3.
 pub(crate) fn cpu_weight(shares: u64) -> u64 {
@@ -484,6 +556,15 @@ mod tests {
     fn weights_follow_the_shares() {
         let weights: Vec<u64> = [2, 102, 256, 512, 1024, 2048, 262_144].into_iter().map(cpu_weight).collect();
         assert_eq!(weights, [1, 17, 35, 59, 100, 174, 10_000]);
+    }
+
+    #[test]
+    fn pods_weigh_in_proportion() {
+        let weights: Vec<u64> = [2, 102, 1024, 2048, 262_144, 300_000].into_iter().map(pod_weight).collect();
+        assert_eq!(weights, [1, 4, 39, 79, 10_000, 10_000]);
+        for weight in [1, 4, 39, 5000, 10_000] {
+            assert_eq!(pod_weight(shares_of_weight(weight)), weight);
+        }
     }
 
     #[test]
@@ -579,7 +660,8 @@ mod tests {
             let name = if allow { "devices-yes" } else { "devices-no" };
             let mut group = Group::new(name, &["sh", "-c", "read x; read y; : < /dev/full"]);
             let rule = DeviceRule { allow, kind: 'c', major: Some(1), minor: Some(7), access: "rwm".to_owned() };
-            group.cgroups.limit_devices(Path::new("a/b"), &[rule]).unwrap();
+            let none = DeviceRule { allow: false, kind: 'a', major: None, minor: None, access: "rwm".to_owned() };
+            group.cgroups.limit_devices(Path::new("a/b"), &[none, rule]).unwrap();
             io::Write::write_all(group.child.stdin.as_mut().unwrap(), b"go\n").unwrap();
             group.child.wait().unwrap().success()
         };

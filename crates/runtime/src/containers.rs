@@ -286,7 +286,10 @@ impl Runtime {
     pub async fn update_pod(&self, pod: &str, resources: &Resources) -> Result<(), Error> {
         let group = self.pod(pod)?.group.clone();
         let (cgroups, resources) = (self.inner.cgroups.clone(), resources.clone());
-        let updated = blocking(move || cgroups.limit(&group, &resources));
+        let updated = blocking(move || {
+            cgroups.limit_pod(&group, &resources)?;
+            cgroups.weigh_classes()
+        });
         updated.await.map_err(io_error(format!("change the limits of pod {pod}")))
     }
 

@@ -68,7 +68,8 @@ pub enum Qos {
 /// Limits of one cgroup; `None` leaves the kernel's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
-    /// cgroup v1's shares, 2 to 262144: `milli * 1024 / 1000`. Becomes `cpu.weight` on v2, 1 CPU = 100 and 100m = 17.
+    /// cgroup v1's shares, 2 to 262144: `milli * 1024 / 1000`. Becomes `cpu.weight` on v2: 1 CPU is 100 and 100m 17 for a
+    /// container, 39 and 4 for a pod.
     pub cpu_shares: Option<u64>,
     /// Microseconds in each [`CPU_PERIOD`] of 100 ms: `milli * 100`, at least 1000.
     pub cpu_quota: Option<u64>,

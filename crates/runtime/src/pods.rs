@@ -218,7 +218,8 @@ impl Runtime {
         blocking(move || {
             cgroups.make(&group)?;
             cgroups.make(Path::new(SHIMS))?;
-            cgroups.limit(&group, &resources)
+            cgroups.limit_pod(&group, &resources)?;
+            cgroups.weigh_classes()
         })
         .await
     }
@@ -371,6 +372,7 @@ impl Runtime {
                 cgroups.kill(&group)?;
                 cgroups.remove(&group)?;
             }
+            cgroups.weigh_classes()?;
             // Last: as long as it exists, the pod is found.
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -35,6 +35,7 @@ const MODULES: &[&str] = &[
     "veth",
     "dummy",
     "nf_conntrack_netlink",
+    "nft_chain_nat",
     "nft_ct",
     "nft_fib_inet",
     "nft_limit",
@@ -50,9 +51,10 @@ const MODULES: &[&str] = &[
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mkdir -p /root
 /bin/busybox mount -t tmpfs -o mode=755,size=90% tmpfs /root
+/bin/busybox cp -a /bin /root/
 for name in /*; do
   case $name in
-    /root) ;;
+    /bin | /init | /root) ;;
     *) /bin/busybox mv "$name" /root/ ;;
   esac
 done
