@@ -157,7 +157,7 @@ impl Admin {
         let answer = match serde_json::from_str(&line)? {
             Request::Images => Answer::Images(self.images()),
             Request::Import => match self.images.import(reader).await {
-                Ok(images) => Answer::Imported(images.iter().map(|image| name_of(image)).collect()),
+                Ok(images) => Answer::Imported(images.iter().flat_map(|image| names_of(image)).collect()),
                 Err(error) => Answer::Failed(chain(&error)),
             },
             Request::Remove { image } => match self.images.remove(&image).await {
@@ -173,12 +173,11 @@ impl Admin {
     }
 
     fn images(&self) -> Vec<ImageRow> {
-        let row = |image: &Arc<image::store::Image>| ImageRow {
-            name: name_of(image),
-            id: image.id.to_string(),
-            size: image.size,
+        let rows = |image: &Arc<image::store::Image>| {
+            let (id, size) = (image.id.to_string(), image.size);
+            names_of(image).into_iter().map(move |name| ImageRow { name, id: id.clone(), size })
         };
-        self.images.list().iter().map(row).collect()
+        self.images.list().iter().flat_map(rows).collect()
     }
 
     fn status(&self) -> Status {
@@ -219,8 +218,12 @@ fn pss_bytes(pid: u32) -> u64 {
     kilobytes.unwrap_or(0) * 1024
 }
 
-fn name_of(image: &image::store::Image) -> String {
-    image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_else(|| image.id.to_string())
+/// Its tags, or what else it is called.
+fn names_of(image: &image::store::Image) -> Vec<String> {
+    if !image.repo_tags.is_empty() {
+        return image.repo_tags.clone();
+    }
+    vec![image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())]
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -155,9 +155,10 @@ fn run(command: Command) -> Result<ExitCode> {
 fn refuse_when_fatal(config: &Config) -> Result<()> {
     let mut findings = check::evaluate(&check::gather(config), config);
     findings.retain(|finding| finding.level != Level::Ok);
-    // What an earlier server of ours left running holds its ports: the edge keeps serving while main is replaced.
+    // The edge of an earlier server of ours holds the ports of the ingress: it keeps serving while main is replaced.
     if admin::edge_pid(config).is_some() {
-        findings.retain(|finding| !finding.code.starts_with("port-"));
+        let held = [config.http_port, config.https_port].map(|port| format!("port-{port}"));
+        findings.retain(|finding| !held.contains(&finding.code));
     }
     if findings.iter().any(|finding| finding.level == Level::Fatal) {
         bail!("this machine cannot run a cluster yet:\n{}", check::render(&findings));

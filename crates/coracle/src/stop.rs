@@ -1,5 +1,6 @@
 //! `coracle stop`: the server alone, or everything that it started.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -26,8 +27,23 @@ pub fn stop(config: &Config, all: bool) -> Result<()> {
     end(admin::edge_pid(config), "the edge")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_pods(config))?;
+    unmount_volumes(config)?;
     net::pod::remove_strays(&[]).context("could not remove the pods' links")?;
     net::nft::remove().context("could not remove the services' rules")?;
+    Ok(())
+}
+
+/// Unmounts the pods' volumes, later mounts first: what is kept in memory must not outlive its pod.
+fn unmount_volumes(config: &Config) -> Result<()> {
+    use rustix::mount::{UnmountFlags, unmount};
+    let pods = config.kubelet_dir.join("pods");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("could not read the list of mounts")?;
+    // The fifth field; names of pods and volumes need no escapes.
+    let places = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    for place in places.filter(|place| Path::new(place).starts_with(&pods)) {
+        let how = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        unmount(place, how).with_context(|| format!("could not unmount {place}"))?;
+    }
     Ok(())
 }
 

@@ -83,7 +83,14 @@ impl<'a> Kubectl<'a> {
         let mut command = self.host.command("env");
         command.arg(format!("KUBECONFIG={KUBECONFIG}"));
         command.arg(format!("KUBECACHEDIR=/run/kubectl-{}", self.release.minor));
-        command.args(before).arg(&self.program).arg("--namespace").arg(&self.namespace).args(arguments);
+        // Below /run nothing outlives the host.
+        command
+            .arg("TMPDIR=/run")
+            .args(before)
+            .arg(&self.program)
+            .arg("--namespace")
+            .arg(&self.namespace)
+            .args(arguments);
         command
     }
 
@@ -227,4 +234,3 @@ fn lines_of(stdout: ChildStdout) -> Receiver<String> {
 fn quote(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', r"'\''"))
 }
-

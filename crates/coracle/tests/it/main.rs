@@ -1,5 +1,9 @@
 //! The binary itself: as a user meets it, on machines in namespaces.
 
+mod apply;
+mod bad_input;
 mod cluster;
-mod explore;
+mod commands;
+mod pods;
+mod show;
 mod survival;
