@@ -432,7 +432,7 @@ impl Bed {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let serving = tokio::spawn(self.server.clone().serve(listener, None, stop.clone()));
-        let mut child = tokio::process::Command::new("kubectl")
+        let mut child = tokio::process::Command::new(testkit::kubectl::RELEASES[0].program().expect("kubectl"))
             .arg(format!("--server=http://{address}"))
             .args(arguments)
             .env("HOME", &self.dir)

@@ -172,7 +172,7 @@ impl Cluster {
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
         std::fs::create_dir_all(&home).unwrap();
-        let mut child = tokio::process::Command::new(std::env::var("KUBECTL").as_deref().unwrap_or("kubectl"))
+        let mut child = tokio::process::Command::new(kubectl_program())
             .arg(format!("--server=http://{}", self.address))
             .args(arguments)
             .env_clear()
@@ -220,4 +220,9 @@ impl Events {
         let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         format!("{} {} {}", text(&event["type"]), text(&metadata["name"]), text(&metadata["resourceVersion"]))
     }
+}
+
+/// Debian's kubectl, or the one that `KUBECTL` names.
+fn kubectl_program() -> std::path::PathBuf {
+    std::env::var_os("KUBECTL").map_or_else(|| testkit::kubectl::RELEASES[0].program().expect("kubectl"), Into::into)
 }
