@@ -23,6 +23,7 @@ use node::network::KernelNetwork;
 use node::server::Endpoint;
 use node::shared::{Registry as NodeRegistry, Roots};
 use runtime::Runtime;
+use server::audit::Files;
 use server::authn::ClusterAuthenticator;
 use server::authn::token::Tokens;
 use server::authz::ClusterAuthorizer;
@@ -51,6 +52,8 @@ use crate::sockets;
 
 /// Where the edge answers DNS on the node; the service address leads there. Hosts often have a resolver on 53 already.
 pub const DNS_PORT: u16 = 10053;
+/// One file of the audit log; as much again is kept of what was before.
+const AUDIT_LIMIT: u64 = 32 << 20;
 /// The cluster's DNS is the tenth address of the service range, where everybody looks for it.
 const DNS_OFFSET: u128 = 10;
 
@@ -229,6 +232,9 @@ async fn start_api(cell: &Cell, mut keys: Keyring, tasks: &mut Tasks) -> Result<
     let (ranges, node_ports) = (cell.cluster.service_ranges()?, server::allocate::NODE_PORTS);
     parts.allocators.push(Box::new(server::allocate::Services { ranges, node_ports, rng: cell.rng.clone() }));
     parts.node_dialer = Arc::new(TlsDialer(Arc::new(dialer)));
+    let audit = config.data_dir.join("audit.log");
+    let audit = Files::open(&audit, AUDIT_LIMIT).with_context(|| format!("could not open {}", audit.display()))?;
+    parts.audit = Some(Arc::new(audit));
     parts.advertised = SocketAddr::new(cell.node_ips[0], config.api_port).to_string();
     parts.shutdown = cell.cancel.clone();
     let server = Server::new(parts);
