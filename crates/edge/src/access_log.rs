@@ -44,12 +44,16 @@ pub struct Attempt {
     pub time: Duration,
 }
 
-/// The line of a request that is being served.
+/// What nginx writes for a client that did not wait for its answer.
+const CLIENT_GONE: u16 = 499;
+
+/// The line of a request that is being served. It is written when the request is over: when this is dropped.
 #[derive(Debug)]
 pub struct Line {
     pub log: Arc<AccessLog>,
     pub client: IpAddr,
     pub request: String,
+    /// 0 until there is an answer.
     pub status: u16,
     /// Bytes of the answer's body.
     pub sent: u64,
@@ -65,8 +69,11 @@ pub struct Line {
     pub request_id: String,
 }
 
-impl Line {
-    pub fn write(self: Box<Self>) {
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.status == 0 {
+            self.status = CLIENT_GONE;
+        }
         let mut text = self.text(Timestamp::now(), self.started.elapsed());
         let mut end = text.len().min(MAX_LINE - 1);
         while !text.is_char_boundary(end) {
@@ -76,7 +83,9 @@ impl Line {
         text.push('\n');
         self.log.write(&text);
     }
+}
 
+impl Line {
     fn text(&self, now: Timestamp, took: Duration) -> String {
         let mut text = String::with_capacity(512);
         let list = |field: fn(&Attempt) -> String| match self.attempts.as_slice() {

@@ -307,8 +307,5 @@ impl Drop for AnswerBody {
         {
             lease.give_back();
         }
-        if let Some(line) = self.line.take() {
-            line.write();
-        }
     }
 }

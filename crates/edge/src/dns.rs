@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{error, warn};
 use wire::dns::{Reply, Zone, encode, refusal, udp_limit};
 use wire::edge::{Role, Socket};
 
@@ -75,7 +75,13 @@ impl Dns {
             let socket = std::net::UdpSocket::from(descriptor);
             socket.set_nonblocking(true)?;
             let socket = Arc::new(UdpSocket::from_std(socket)?);
-            self.shared.tasks.spawn_on(serve_udp(shared, socket), &self.handle);
+            let serving = async move {
+                // Whatever a query may do to the server, the next one is answered.
+                while let Err(panic) = tokio::spawn(serve_udp(shared.clone(), socket.clone())).await {
+                    error!(%panic, "a DNS query could not be served");
+                }
+            };
+            self.shared.tasks.spawn_on(serving, &self.handle);
         } else {
             let listener = std::net::TcpListener::from(descriptor);
             listener.set_nonblocking(true)?;

@@ -228,7 +228,6 @@ impl Exchange<'_> {
                     // Both ends know why it ended; what remains is the log line.
                     let _ended = tunnel::run(client, application, read_timeout, &mut line.sent).await;
                 }
-                line.write();
             });
             return response.map(|_| AnswerBody::own("", None));
         }

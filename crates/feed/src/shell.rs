@@ -86,6 +86,7 @@ pub async fn run(config: Config, cancel: CancellationToken) {
         wanted,
         applied,
         told: Vec::new(),
+        told_by_edge: Vec::new(),
         announced: Vec::new(),
     };
     cancel.run_until_cancelled(feed.work(&cancel)).await;
@@ -103,8 +104,9 @@ struct Feed {
     recorder: Recorder,
     wanted: watch::Sender<Option<Arc<Table>>>,
     applied: watch::Receiver<Option<Applied>>,
-    /// Findings that were told already.
+    /// Findings that were told already: those of the objects, and those of the edge.
     told: Vec<Finding>,
+    told_by_edge: Vec<Finding>,
     /// Ingresses whose version was acknowledged with an event: uid and generation.
     announced: Vec<(String, i64)>,
 }
@@ -184,15 +186,8 @@ impl Feed {
         let unpublished = ours.iter().filter(|ingress| published(ingress) != addresses).map(|ingress| name(ingress));
         self.unpublished.send_replace(unpublished.collect());
         announce(&self.recorder, &mut self.announced, &ours);
-        self.tell(compiled.findings.clone());
+        tell(&self.recorder, &mut self.told, compiled.findings.clone());
         compiled
-    }
-
-    fn tell(&mut self, findings: Vec<Finding>) {
-        for finding in findings.iter().filter(|finding| !self.told.iter().any(|told| same(told, finding))) {
-            self.recorder.event(&finding.about, Severity::Warning, finding.reason, finding.message.clone());
-        }
-        self.told = findings;
     }
 
     fn note_applied(&mut self, compiled: &Compiled) {
@@ -204,16 +199,27 @@ impl Feed {
             info!(generation = applied.generation, "the edge is up to date");
         }
         // Indexes from the edge are not believed: they may point nowhere.
-        let mut findings = compiled.findings.clone();
+        let mut findings = Vec::new();
         for problem in &applied.problems {
             let owner: Option<&ObjectReference> =
                 compiled.certificate_owners.get(problem.certificate).and_then(Option::as_ref);
-            let Some(about) = owner.cloned() else { continue };
             let message = format!("the certificate cannot be used: {}", bounded(&problem.message));
+            let Some(about) = owner.cloned() else {
+                warn!(message, "the edge refuses a certificate that no Ingress asked for");
+                continue;
+            };
             findings.push(Finding { about, reason: "CertificateInvalid", message });
         }
-        self.tell(findings);
+        tell(&self.recorder, &mut self.told_by_edge, findings);
     }
+}
+
+/// Tells what is new.
+fn tell(recorder: &Recorder, told: &mut Vec<Finding>, findings: Vec<Finding>) {
+    for finding in findings.iter().filter(|finding| !told.iter().any(|told| same(told, finding))) {
+        recorder.event(&finding.about, Severity::Warning, finding.reason, finding.message.clone());
+    }
+    *told = findings;
 }
 
 /// Tells that Ingresses are followed, once for each version of a spec.

@@ -271,6 +271,19 @@ async fn every_request_is_logged() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_wait_is_logged() {
+    let app = Application::start(|_| std::future::pending::<Response<Full<Bytes>>>()).await;
+    let mut edge = Edge::serving(Rules::new().host("x", &[app.address]).table());
+    let mut stream = tokio::net::TcpStream::connect(edge.http).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    while app.requests() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(stream);
+    assert!(edge.log_lines(1)[0].contains("\"GET / HTTP/1.1\" 499 0 "));
+}
+
+#[tokio::test]
 async fn a_drained_edge_finishes_what_it_began() {
     let entered = Arc::new(tokio::sync::Notify::new());
     let leave = Arc::new(tokio::sync::Notify::new());

@@ -104,8 +104,13 @@ async fn an_ingress_is_announced_and_warned_about() {
     feed.ready().await;
     assert_eq!(status(http).await, "404");
     create(&client, RACK).await;
-    let annotations = "nginx.ingress.kubernetes.io/auth-url: 'http://x/'";
-    create(&client, &ingress("site", "x", annotations, &["Prefix / web:80"])).await;
+    let annotations =
+        "nginx.ingress.kubernetes.io/auth-url: 'http://x/', nginx.ingress.kubernetes.io/ssl-redirect: 'false'";
+    let tls = "spec: {tls: [{hosts: [x], secretName: bad}], rules";
+    let secret = "- kind: Secret\n  metadata: {name: bad, namespace: rack}\n  type: kubernetes.io/tls\n  data: {tls.crt: YmFk, tls.key: YmFk}\n";
+    create(&client, secret).await;
+    let site = ingress("site", "x", annotations, &["Prefix / web:80"]).replace("spec: {rules", tls);
+    create(&client, &site).await;
     until("the route is closed", async || (status(http).await == "503").then_some(())).await;
     let published = until("the address is published", async || {
         let ingress = client.get::<Ingress>("rack", "site").await.unwrap();
@@ -114,13 +119,14 @@ async fn an_ingress_is_announced_and_warned_about() {
     assert_eq!(published.await, "192.0.2.7");
     let events = until("the events are written", async || {
         let events = client.list::<Event>("rack", "").await.unwrap();
-        (events.len() >= 2).then_some(events)
+        (events.len() >= 3).then_some(events)
     })
     .await;
     let mut reasons: Vec<_> =
         events.iter().map(|event| (event.type_.as_deref().unwrap(), event.reason.as_deref().unwrap())).collect();
     reasons.sort_unstable();
-    assert_eq!(reasons, [("Normal", "Sync"), ("Warning", "Closed")]);
+    assert_eq!(reasons, [("Normal", "Sync"), ("Warning", "CertificateInvalid"), ("Warning", "Closed")]);
+    assert!(events.iter().all(|event| event.count == Some(1)), "each once");
     feed.stop().await;
 }
 
