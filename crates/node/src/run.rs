@@ -356,12 +356,20 @@ impl Loop {
         });
     }
 
-    /// What runs or has a directory here and is not in the API goes. Directories of another kubelet are left alone.
+    /// What runs, has a directory or logs here and is not in the API goes. Directories and logs of pods that another kubelet has are
+    /// left alone. Source: kubernetes `kuberuntime_gc.go`, `evictPodLogsDirectories`.
     fn remove_orphans(&mut self, view: &View) {
         let directories = std::fs::read_dir(self.shared.roots.kubelet.join("pods")).into_iter().flatten().flatten();
         let ours = directories.filter(|entry| crate::volumes::is_ours(&entry.path()));
         let mut orphans: BTreeSet<String> = ours.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         orphans.extend(self.found.keys().cloned());
+        let logs = std::fs::read_dir(&self.shared.roots.pod_logs).into_iter().flatten().flatten();
+        orphans.extend(logs.filter_map(|entry| {
+            let uid = entry.file_name().to_str()?.rsplit_once('_')?.1.to_owned();
+            let dir = self.shared.roots.pod(&uid);
+            let is_uid = uid.starts_with(|first: char| first.is_ascii_alphanumeric()) && !uid.contains("..");
+            (is_uid && (!dir.exists() || crate::volumes::is_ours(&dir))).then_some(uid)
+        }));
         for object in view.iter() {
             orphans.remove(&object.meta().uid);
         }

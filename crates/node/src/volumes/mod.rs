@@ -106,12 +106,20 @@ pub fn refresh(request: &Request<'_>) -> Result<(), Vec<Failure>> {
 /// # Errors
 /// When something stays mounted.
 pub fn tear_down(dir: &Path) -> io::Result<()> {
+    // The mark goes last: half of a directory is still known to be ours.
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.file_name() != MARKER) {
+        if entry.file_type()?.is_dir() {
+            mounts::remove_tree(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
     mounts::remove_tree(dir)
 }
 
-/// Whether a directory below `pods` was made by this node.
+/// Whether a directory below `pods` was made by this node, or is empty, as one whose making was cut short.
 pub fn is_ours(dir: &Path) -> bool {
-    dir.join(MARKER).exists()
+    dir.join(MARKER).exists() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
