@@ -66,7 +66,7 @@ fn ingress_controller_rights() -> [(&'static str, Value); 2] {
     let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({"apiGroups": groups, "resources": resources, "verbs": verbs});
     let read = ["get", "list", "watch"];
     let rules = json!([
-        rule(&[""], &["services", "secrets", "pods", "nodes"], &read),
+        rule(&[""], &["services", "secrets"], &read),
         rule(&["discovery.k8s.io"], &["endpointslices"], &read),
         rule(&["networking.k8s.io"], &["ingresses", "ingressclasses"], &read),
         rule(&["networking.k8s.io"], &["ingresses/status"], &["patch", "update"]),

@@ -369,7 +369,7 @@ fn start_edge(cell: &Cell, api: &Api, runtime: &Runtime, tasks: &mut Tasks) -> R
         client: component(&api.server, "system:serviceaccount:kube-system:ingress-controller"),
         node_name: cell.cluster.node_name.clone(),
         node_ips: cell.node_ips.clone(),
-        listeners: sockets::for_edge(config, cell.node_ips.iter().any(IpAddr::is_ipv6), held)?,
+        listeners: sockets::for_edge(config, &cell.node_ips, held)?,
         control,
         settings: feed::compile::Settings {
             domain: config.cluster_domain.clone(),

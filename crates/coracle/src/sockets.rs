@@ -17,10 +17,10 @@ const BACKLOG: i32 = 4096;
 ///
 /// # Errors
 /// When a port is taken by another program.
-pub fn for_edge(config: &Config, dual: bool, held: Vec<(Socket, OwnedFd)>) -> Result<Vec<(Socket, OwnedFd)>> {
+pub fn for_edge(config: &Config, node_ips: &[IpAddr], held: Vec<(Socket, OwnedFd)>) -> Result<Vec<(Socket, OwnedFd)>> {
     let mut held = held;
     let mut all = Vec::new();
-    for socket in wanted(config, dual) {
+    for socket in wanted(config, node_ips) {
         let found = held.iter().position(|(have, _)| *have == socket);
         let descriptor = match found {
             Some(at) => held.swap_remove(at).1,
@@ -31,16 +31,15 @@ pub fn for_edge(config: &Config, dual: bool, held: Vec<(Socket, OwnedFd)>) -> Re
     Ok(all)
 }
 
-fn wanted(config: &Config, dual: bool) -> Vec<Socket> {
-    let ports = [
-        (Role::Http, config.http_port),
-        (Role::Https, config.https_port),
-        (Role::DnsUdp, DNS_PORT),
-        (Role::DnsTcp, DNS_PORT),
-    ];
-    let any: Vec<IpAddr> =
-        std::iter::once(Ipv4Addr::UNSPECIFIED.into()).chain(dual.then_some(Ipv6Addr::UNSPECIFIED.into())).collect();
-    any.iter().flat_map(|ip| ports.map(|(role, port)| Socket { role, address: SocketAddr::new(*ip, port) })).collect()
+/// HTTP on every address; DNS on the node's own, because answers must leave from the address that was asked.
+fn wanted(config: &Config, node_ips: &[IpAddr]) -> Vec<Socket> {
+    let dual = node_ips.iter().any(IpAddr::is_ipv6);
+    let any = std::iter::once(Ipv4Addr::UNSPECIFIED.into()).chain(dual.then_some(Ipv6Addr::UNSPECIFIED.into()));
+    let socket = |role, ip, port| Socket { role, address: SocketAddr::new(ip, port) };
+    let http =
+        any.flat_map(|ip| [socket(Role::Http, ip, config.http_port), socket(Role::Https, ip, config.https_port)]);
+    let dns = node_ips.iter().flat_map(|ip| [socket(Role::DnsUdp, *ip, DNS_PORT), socket(Role::DnsTcp, *ip, DNS_PORT)]);
+    http.chain(dns).collect()
 }
 
 fn open(Socket { role, address }: &Socket) -> Result<OwnedFd> {
