@@ -196,9 +196,10 @@ impl Admin {
     }
 }
 
-/// The shims of this server's pods: their arguments name its run directory.
+/// The shims of this server's pods: their arguments name its run directory, in the same mount namespace.
 fn shim_pids(config: &Config) -> impl Iterator<Item = u32> {
     let run_dir = config.run_dir.as_os_str().as_encoded_bytes().to_vec();
+    let mounts = std::fs::read_link("/proc/self/ns/mnt").ok();
     let pids = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -206,7 +207,9 @@ fn shim_pids(config: &Config) -> impl Iterator<Item = u32> {
     pids.filter(move |pid| {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut arguments = arguments.split(|b| *b == 0);
-        arguments.nth(1) == Some(b"shim") && arguments.any(|argument| argument.starts_with(&run_dir))
+        arguments.nth(1) == Some(b"shim")
+            && arguments.any(|argument| argument.starts_with(&run_dir))
+            && std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == mounts
     })
 }
 

@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::Write;
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::debian::Debian;
-use testkit::host::{Host, Lab};
+use testkit::host::{Host, Lab, eventually};
 use testkit::images::{Compression, docker_archive, oci_archive};
 use testkit::kubectl::{Kubectl, RELEASES};
 use testkit::stand_ins;
@@ -173,6 +174,13 @@ fn stop_leaves_what_runs_and_stop_all_leaves_nothing() {
         ["get", "pods", "-o", "jsonpath={.items[*].metadata.uid} {.items[*].status.containerStatuses[*].restartCount}"];
     let running = kubectl(&cluster, &pods, "");
     assert!(running.ends_with(" 0 0"), "{running}");
+
+    // The shims of other clusters on this machine are not counted.
+    eventually(Duration::from_secs(10), "a shim for each pod", || {
+        let status: Value = serde_json::from_str(&ok(cluster.host(), &["status", "-o", "json"]))?;
+        Ok((status["roles"]["shims"]["processes"] == 2).then_some(()))
+    })
+    .unwrap();
 
     ok(cluster.host(), &["stop"]);
     fails(cluster.host(), &["status"], "no server runs here: could not connect to /run/coracle/admin.sock");

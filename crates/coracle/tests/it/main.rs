@@ -1,5 +1,7 @@
 //! The binary itself: as a user meets it, on machines in namespaces.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 mod apply;
 mod bad_input;
 mod cluster;
