@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn nothing_stands_behind_a_rule_that_always_matches() {
         let all = rule(false, 'a', None, None, "rwm");
-        assert_eq!(compile(&[all.clone()]).len(), 8);
+        assert_eq!(compile(std::slice::from_ref(&all)).len(), 8);
         assert_eq!(compile(&[rule(true, 'c', Some(1), Some(3), "rwm"), all.clone()]), compile(&[all]));
     }
 
