@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -229,6 +230,8 @@ pub fn guard(lab: &Lab) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--exact", "cluster::a_lab_does_not_outlive_its_tests"]).env(GUARDED, lab.dir());
     // The pipe's other end is never closed by us: the kernel does it when this process ends.
+    // In a group of its own: what ends the tests with Ctrl-C or a time limit must not end it.
+    command.process_group(0);
     let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     std::mem::forget(child);
     Ok(())
