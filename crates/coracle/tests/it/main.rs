@@ -6,6 +6,8 @@ mod apply;
 mod bad_input;
 mod cluster;
 mod commands;
+#[cfg(target_arch = "x86_64")]
+mod guest;
 mod pods;
 mod show;
 mod survival;
