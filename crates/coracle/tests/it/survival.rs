@@ -170,10 +170,13 @@ struct Watching {
     wrong: Arc<Mutex<Vec<String>>>,
 }
 
+/// Whether an object is as it must be all the time.
+type IsRight = fn(&Value) -> bool;
+
 impl Watching {
     fn start(api: &Api) -> Self {
         let watching = Self { stop: Arc::default(), wrong: Arc::default() };
-        let is_right: [(&str, fn(&Value) -> bool); 2] = [
+        let is_right: [(&str, IsRight); 2] = [
             ("/api/v1/namespaces/rack/pods?labelSelector=app", is_ready),
             ("/apis/discovery.k8s.io/v1/namespaces/rack/endpointslices", has_ready_endpoint),
         ];
