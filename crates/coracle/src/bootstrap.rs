@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use api::key::GroupResource;
 use api::status::Status;
 use client::{Client, Resource};
+use futures_util::future::try_join_all;
 use serde_json::{Value, json};
-use server::bootstrap::{NAMESPACES, priority_classes, reconciled, roles_and_bindings};
+use server::bootstrap::{Initial, NAMESPACES, priority_classes, reconciled, roles_and_bindings};
 
 /// The parts of the objects that differ from cluster to cluster.
 pub struct Wanted {
@@ -32,14 +33,8 @@ pub async fn run(client: &Client, wanted: &Wanted) -> Result<()> {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(client, &namespaces, "", object).await?;
     }
-    for initial in roles_and_bindings() {
-        let of = resource(initial.group, initial.resource, "v1");
-        let namespace = text(&initial.object["metadata"]["namespace"]);
-        match create(client, &of, namespace, initial.object.clone()).await? {
-            Created::New => {}
-            Created::Exists => reconcile(client, &of, namespace, &initial.object).await?,
-        }
-    }
+    // At once: one sync of the log serves them all.
+    try_join_all(roles_and_bindings().iter().map(|initial| role_or_binding(client, initial))).await?;
     for (plural, object) in ingress_controller_rights() {
         ensure(client, &resource("rbac.authorization.k8s.io", plural, "v1"), "", object).await?;
     }
@@ -58,6 +53,15 @@ pub async fn run(client: &Client, wanted: &Wanted) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn role_or_binding(client: &Client, initial: &Initial) -> Result<()> {
+    let of = resource(initial.group, initial.resource, "v1");
+    let namespace = text(&initial.object["metadata"]["namespace"]);
+    match create(client, &of, namespace, initial.object.clone()).await? {
+        Created::New => Ok(()),
+        Created::Exists => reconcile(client, &of, namespace, &initial.object).await,
+    }
 }
 
 /// What compiles Ingresses for the edge reads what they name, and says what it found.
