@@ -94,7 +94,16 @@ fn target_dir() -> Result<PathBuf> {
 }
 
 fn cargo(arguments: &[&str]) -> Result {
-    run(Command::new("cargo").current_dir(root()).args(arguments))
+    let mut command = Command::new("cargo");
+    // What the outer cargo says of this very package: some build scripts would take it for theirs, and build everything anew.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|prefix| text.starts_with(prefix))
+        {
+            command.env_remove(&name);
+        }
+    }
+    run(command.current_dir(root()).args(arguments))
 }
 
 fn run(command: &mut Command) -> Result {
