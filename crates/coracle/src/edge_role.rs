@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::Config;
+use crate::serve;
 
 /// A user that owns nothing on this machine. Debian and its kin leave 60000 and above to administrators; systemd's
 /// `DynamicUser` begins at 61184.
@@ -53,7 +54,7 @@ pub fn main() -> Result<std::process::ExitCode> {
 pub async fn keep(config: &Config, runtime: &Runtime, cancel: CancellationToken) -> Result<()> {
     let directory =
         control_path(config).parent().map(Path::to_owned).context("the control socket lies in a directory")?;
-    private_dir(&directory)?;
+    serve::private_dir(&directory)?;
     let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
@@ -139,13 +140,4 @@ fn access_log(config: &Config) -> Result<OwnedFd> {
     }
     let log = fs::OpenOptions::new().create(true).append(true).open(&path);
     Ok(log.with_context(|| format!("could not open {}", path.display()))?.into())
-}
-
-fn private_dir(dir: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("could not create {}", dir.display()))
 }

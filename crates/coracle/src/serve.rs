@@ -173,7 +173,11 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
     Ok(Kept { store, images })
 }
 
-fn private_dir(dir: &std::path::Path) -> Result<()> {
+/// Makes a directory that only root may enter; one that exists is left as it is.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn private_dir(dir: &std::path::Path) -> Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(dir).with_context(|| format!("could not create {}", dir.display()))
 }
