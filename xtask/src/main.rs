@@ -3,6 +3,7 @@
 //! - `cargo xtask up [--once] [--json FILE] [--pull]` builds the release binary and runs the example rack.
 //! - `cargo xtask test [ARGS]` checks style, licences and structure, and runs all tests.
 //! - `cargo xtask tidy` checks the structure alone.
+//! - `cargo xtask conformance|diff|bench|torture [ARGS]` builds the binary and runs one of the instruments, which explain themselves with `--help`.
 
 mod machine;
 mod tidy;
@@ -13,7 +14,23 @@ use std::process::{Command, ExitCode, ExitStatus};
 
 type Result<T = ()> = std::result::Result<T, String>;
 
-const USAGE: &str = "usage: cargo xtask up [--once] [--json FILE] [--pull] | test [ARGS for the test runner] | tidy";
+const USAGE: &str = "usage: cargo xtask up [--once] [--json FILE] [--pull] | test [ARGS for the test runner] | tidy
+       cargo xtask conformance|diff|bench|torture [ARGS, --help]";
+
+/// A program that judges the built binary.
+struct Instrument {
+    name: &'static str,
+    package: &'static str,
+    /// Whether it measures, so that only a release build will do. The others take one with `--release`.
+    release: bool,
+}
+
+const INSTRUMENTS: &[Instrument] = &[
+    Instrument { name: "conformance", package: "testkit", release: false },
+    Instrument { name: "diff", package: "testkit", release: false },
+    Instrument { name: "bench", package: "benches", release: true },
+    Instrument { name: "torture", package: "testkit", release: false },
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -21,7 +38,11 @@ fn main() -> ExitCode {
         Some((command, rest)) if command == "up" => up(rest),
         Some((command, rest)) if command == "test" => test(rest),
         Some((command, [])) if command == "tidy" => tidy::check(&root()),
-        _ => Err(USAGE.to_owned()),
+        Some((command, rest)) => INSTRUMENTS
+            .iter()
+            .find(|instrument| instrument.name == command)
+            .map_or_else(|| Err(USAGE.to_owned()), |instrument| judge(instrument, rest)),
+        None => Err(USAGE.to_owned()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,6 +72,19 @@ fn up(arguments: &[String]) -> Result {
     cargo(&["build", "--release", "--package", "coracle", "--package", "testkit", "--bins"])?;
     let rack = target_dir()?.join("release/rack");
     run(Command::new(rack).args(arguments))
+}
+
+/// Builds the binary and an instrument, and runs it with the rest of the command line.
+fn judge(instrument: &Instrument, arguments: &[String]) -> Result {
+    machine::check()?;
+    machine::install(machine::FOR_TESTS)?;
+    let release = instrument.release || arguments.iter().any(|argument| argument == "--release");
+    let mut build = vec!["build", "--package", "coracle", "--package", instrument.package, "--bins"];
+    build.extend(release.then_some("--release"));
+    cargo(&build)?;
+    let built = target_dir()?.join(if release { "release" } else { "debug" });
+    let arguments = arguments.iter().filter(|argument| *argument != "--release");
+    run(Command::new(built.join(instrument.name)).args(arguments))
 }
 
 fn test(arguments: &[String]) -> Result {
