@@ -11,4 +11,5 @@ pub mod rack;
 pub mod registry;
 pub mod stand_ins;
 pub mod survival;
+pub mod upstream;
 pub mod web;
