@@ -1,8 +1,10 @@
-//! The nodes and what is placed on them: bound pods, and pods assumed to be bound because their binding was sent.
+//! The nodes and what is placed on them: bound pods, and pods assumed to be bound because their binding was sent; and the
+//! pods that are nominated for a node, because others make room for them there.
 //!
-//! Source: kubernetes `pkg/scheduler/backend/cache/cache.go`.
+//! Source: kubernetes `pkg/scheduler/backend/cache/cache.go`, `backend/queue/nominator.go`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::facts::{NodeFacts, NodeState, PodFacts};
 
@@ -13,6 +15,8 @@ pub struct Cluster {
     unknown: BTreeMap<String, NodeState>,
     /// The node of each placed pod, by uid.
     places: BTreeMap<String, String>,
+    /// Pods that are nominated for a node, by node and uid.
+    nominated: BTreeMap<String, BTreeMap<String, Arc<PodFacts>>>,
 }
 
 impl Cluster {
@@ -51,7 +55,7 @@ impl Cluster {
         let shrank = state.pods.get(&pod.uid).is_some_and(|before| {
             before.ports != pod.ports || before.requests.iter().any(|(name, amount)| pod.requests.get(name) < amount)
         });
-        state.place(pod);
+        state.place(Arc::new(pod));
         moved || shrank
     }
 
@@ -68,5 +72,37 @@ impl Cluster {
             }
         }
         false
+    }
+
+    /// Notes that a placed pod is being evicted, before the view says so.
+    pub fn evicted(&mut self, uid: &str) {
+        let state = self.places.get(uid).and_then(|node| self.nodes.get_mut(node));
+        if let Some(pod) = state.and_then(|state| state.pods.get_mut(uid)) {
+            let pod = Arc::make_mut(pod);
+            (pod.is_terminating, pod.is_preempted) = (true, true);
+        }
+    }
+
+    pub fn nominate(&mut self, pod: PodFacts, node: &str) {
+        self.withdraw(&pod.uid);
+        self.nominated.entry(node.to_owned()).or_default().insert(pod.uid.clone(), Arc::new(pod));
+    }
+
+    /// Ends a pod's nomination; returns whether it had one.
+    pub fn withdraw(&mut self, uid: &str) -> bool {
+        let mut found = false;
+        self.nominated.retain(|_, pods| {
+            found |= pods.remove(uid).is_some();
+            !pods.is_empty()
+        });
+        found
+    }
+
+    pub fn nominated_node(&self, uid: &str) -> Option<&str> {
+        self.nominated.iter().find(|(_, pods)| pods.contains_key(uid)).map(|(node, _)| node.as_str())
+    }
+
+    pub fn nominated_for(&self, node: &str) -> impl Iterator<Item = &Arc<PodFacts>> {
+        self.nominated.get(node).into_iter().flat_map(BTreeMap::values)
     }
 }

@@ -4,11 +4,12 @@
 //! (`PodRequests`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use api::quantity::Quantity;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container, Node, NodeSelector, Pod, PreferredSchedulingTerm, ResourceRequirements, Taint, Toleration,
+    Container, Node, NodeSelector, Pod, PodCondition, PreferredSchedulingTerm, ResourceRequirements, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
@@ -91,6 +92,10 @@ pub struct PodFacts {
     pub uid: String,
     pub generation: Option<i64>,
     pub created: Option<Timestamp>,
+    pub started: Option<Timestamp>,
+    pub is_terminating: bool,
+    /// Whether it was evicted for a more important pod.
+    pub is_preempted: bool,
     pub priority: i32,
     pub may_preempt: bool,
     /// The node it is bound to, or the only one that it may be bound to.
@@ -112,6 +117,12 @@ impl PodFacts {
         let meta = &pod.metadata;
         let spec = pod.spec.clone().unwrap_or_default();
         let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone()).unwrap_or_default();
+        let status = pod.status.as_ref();
+        let is_preemption = |condition: &PodCondition| {
+            condition.type_ == "DisruptionTarget"
+                && condition.status == "True"
+                && condition.reason.as_deref() == Some("PreemptionByScheduler")
+        };
         let requests = |defaults: bool| pod_requests(pod, &|of| container_requests(of, defaults));
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
@@ -119,6 +130,9 @@ impl PodFacts {
             uid: meta.uid.clone().unwrap_or_default(),
             generation: meta.generation,
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
+            started: status.and_then(|status| status.start_time.as_ref()).map(|time| time.0),
+            is_terminating: meta.deletion_timestamp.is_some(),
+            is_preempted: status.and_then(|status| status.conditions.as_ref()).into_iter().flatten().any(is_preemption),
             priority: spec.priority.unwrap_or(0),
             may_preempt: spec.preemption_policy.as_deref() != Some("Never"),
             node: spec.node_name.clone().filter(|name| !name.is_empty()),
@@ -224,14 +238,14 @@ impl NodeFacts {
 pub struct NodeState {
     pub facts: NodeFacts,
     /// By uid.
-    pub pods: BTreeMap<String, PodFacts>,
+    pub pods: BTreeMap<String, Arc<PodFacts>>,
     pub requested: Resources,
     pub assumed_requested: Resources,
     pub used_ports: BTreeSet<HostPort>,
 }
 
 impl NodeState {
-    pub fn place(&mut self, pod: PodFacts) {
+    pub fn place(&mut self, pod: Arc<PodFacts>) {
         self.remove(&pod.uid);
         self.requested.add(&pod.requests);
         self.assumed_requested.add(&pod.assumed_requests);
@@ -239,7 +253,7 @@ impl NodeState {
         self.pods.insert(pod.uid.clone(), pod);
     }
 
-    pub fn remove(&mut self, uid: &str) -> Option<PodFacts> {
+    pub fn remove(&mut self, uid: &str) -> Option<Arc<PodFacts>> {
         let pod = self.pods.remove(uid)?;
         self.requested.subtract(&pod.requests);
         self.assumed_requested.subtract(&pod.assumed_requests);

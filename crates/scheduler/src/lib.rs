@@ -1,8 +1,7 @@
 //! The scheduler: gives every pod a node, the most important pod first.
 //!
 //! [`schedule`] is a pure decision over [`cluster`], built of [`filter`]s and [`score`]s; [`shell`] feeds it and sends the
-//! bindings. Follows kubernetes `pkg/scheduler`. Not built: preemption, inter-pod affinity, topology spread, volumes and
-//! devices.
+//! bindings. Follows kubernetes `pkg/scheduler`. Not built: inter-pod affinity, topology spread, volumes and devices.
 
 use std::sync::Arc;
 
@@ -10,8 +9,10 @@ use client::{Client, Clock};
 use tokio_util::sync::CancellationToken;
 
 pub mod cluster;
+mod eviction;
 pub mod facts;
 pub mod filter;
+pub mod preemption;
 pub mod queue;
 pub mod schedule;
 pub mod score;

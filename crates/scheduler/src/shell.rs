@@ -1,25 +1,30 @@
-//! Feeds the cluster's state and the queue, decides one pod after the other, and sends bindings without waiting for them.
+//! Feeds the cluster's state and the queue, decides one pod after the other, and sends bindings and evictions without
+//! waiting for them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use api::key::Key;
+use api::key::{GroupResource, Key};
 use api::object::Object;
 use api::status::Status;
 use client::events::{Recorder, Severity, reference};
 use client::informer::{Delta, Informer, Informers, subscribe};
 use client::{Client, Clock, PatchType, Resource};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
-use serde_json::json;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::cluster::Cluster;
+use crate::eviction;
 use crate::facts::{NodeFacts, PodFacts};
+use crate::preemption::Outcome;
 use crate::queue::Queue;
-use crate::schedule::schedule;
+use crate::schedule::{Unschedulable, schedule};
 
 /// Bindings that are under way at once.
 const BINDINGS: usize = 64;
@@ -44,11 +49,14 @@ pub async fn run(client: Client, clock: Clock, cancel: CancellationToken) {
         cluster: Cluster::default(),
         queue: Queue::default(),
         waiting: BTreeMap::new(),
+        wakes: 0,
         bindings: JoinSet::new(),
+        evictions: JoinSet::new(),
         reports: JoinSet::new(),
     };
     cancel.run_until_cancelled(shell.work(&nodes)).await;
     shell.bindings.shutdown().await;
+    shell.evictions.shutdown().await;
     shell.reports.shutdown().await;
     recorders.shutdown().await;
     informers.stop().await;
@@ -63,7 +71,10 @@ struct Shell {
     queue: Queue,
     /// The pods without a node that are ours to place.
     waiting: BTreeMap<Key, PodFacts>,
+    /// How often something changed that may help a pod that fits nowhere.
+    wakes: u64,
     bindings: JoinSet<Binding>,
+    evictions: JoinSet<Eviction>,
     /// Writes of pod conditions.
     reports: JoinSet<()>,
 }
@@ -74,6 +85,17 @@ struct Binding {
     pod: PodFacts,
     node: String,
     result: Result<(), Status>,
+}
+
+/// How the evictions for a pod ended.
+struct Eviction {
+    key: Key,
+    pod: PodFacts,
+    node: String,
+    evicted: Vec<Arc<PodFacts>>,
+    result: Result<(), Status>,
+    /// [`Shell::wakes`] when it began.
+    began: u64,
 }
 
 impl Shell {
@@ -92,6 +114,10 @@ impl Shell {
                     Ok(binding) => self.bound(binding),
                     Err(error) => warn!(%error, "a binding was lost"),
                 },
+                Some(ended) = self.evictions.join_next() => match ended {
+                    Ok(eviction) => self.evicted(eviction),
+                    Err(error) => warn!(%error, "an eviction was lost"),
+                },
                 Some(_) = self.reports.join_next() => {}
                 () = std::future::ready(()), if may_decide => self.decide_some(),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.decide_some(),
@@ -108,8 +134,14 @@ impl Shell {
             };
         }
         if may_help {
-            self.queue.wake(Instant::now());
+            self.wake();
         }
+    }
+
+    /// Has every pod that fitted nowhere looked at again.
+    fn wake(&mut self) {
+        self.wakes += 1;
+        self.queue.wake(Instant::now());
     }
 
     /// Returns whether a pod that fitted nowhere may fit now.
@@ -133,7 +165,8 @@ impl Shell {
             .filter(|old| new.as_ref().is_none_or(|new| new.metadata.uid.as_ref() != Some(&old.meta().uid)));
         let mut freed = false;
         if let Some(gone) = replaced {
-            freed = self.cluster.remove(&gone.meta().uid);
+            let (placed, nominated) = (self.cluster.remove(&gone.meta().uid), self.cluster.withdraw(&gone.meta().uid));
+            freed = placed || nominated;
             self.forget(key);
         }
         let Some(pod) = new else { return freed };
@@ -141,21 +174,33 @@ impl Shell {
         let facts = PodFacts::new(&pod);
         if matches!(phase, Some("Succeeded" | "Failed")) {
             self.forget(key);
+            freed |= self.cluster.withdraw(&facts.uid);
             return self.cluster.remove(&facts.uid) || freed;
         }
         if let Some(node) = facts.node.clone() {
             self.forget(key);
+            freed |= self.cluster.withdraw(&facts.uid);
             return self.cluster.place(facts, &node) || freed;
         }
         let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
         let is_ours = scheduler.is_none_or(|name| name == "default-scheduler");
         if !is_ours || pod.metadata.deletion_timestamp.is_some() {
             self.forget(key);
-            return freed;
+            return self.cluster.withdraw(&facts.uid) || freed;
+        }
+        let before = delta.old.as_ref().filter(|old| old.meta().uid == facts.uid);
+        let before = before.and_then(|old| decode::<Pod>(old)).and_then(|old| nominated(&old));
+        let told = nominated(&pod);
+        if told != before {
+            match &told {
+                Some(node) => self.cluster.nominate(facts.clone(), node),
+                None => freed |= self.cluster.withdraw(&facts.uid),
+            }
         }
         if !facts.gates.is_empty() {
             self.forget(key);
-            self.report(key, &facts, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates");
+            let message = "Scheduling is blocked due to non-empty scheduling gates";
+            self.report(key, &facts, Some(("SchedulingGated", message)));
             return freed;
         }
         if self.waiting.get(key) != Some(&facts) {
@@ -178,11 +223,20 @@ impl Shell {
             let now = Instant::now();
             let Some(key) = self.queue.take(now) else { return };
             let Some(pod) = self.waiting.get(&key).cloned() else { continue };
-            match schedule(&pod, self.cluster.nodes()) {
+            match schedule(&pod, &self.cluster) {
                 Ok(node) => self.bind(key, pod, node),
-                Err(message) => {
+                Err(Unschedulable { message, preemption }) => {
                     debug!(pod = %pod.full_name(), message, "fits nowhere");
-                    self.queue.unschedulable(&key, now);
+                    match preemption {
+                        Outcome::Evict { node, victims } => self.preempt(&key, &pod, node, victims),
+                        Outcome::Wait(_) => self.queue.unschedulable(&key, now),
+                        Outcome::Futile(_) => {
+                            self.queue.unschedulable(&key, now);
+                            if self.cluster.withdraw(&pod.uid) {
+                                self.wake();
+                            }
+                        }
+                    }
                     self.failed(&key, &pod, "Unschedulable", &message);
                 }
             }
@@ -192,6 +246,7 @@ impl Shell {
     /// Assumes that the pod runs on the node from now on, and sends the binding.
     fn bind(&mut self, key: Key, pod: PodFacts, node: String) {
         self.cluster.place(pod.clone(), &node);
+        self.cluster.withdraw(&pod.uid);
         let client = self.client.clone();
         self.bindings.spawn(async move {
             let body = json!({
@@ -222,7 +277,7 @@ impl Shell {
         let still_waits = self.waiting.get(&key).is_some_and(|waiting| waiting.uid == pod.uid);
         if still_waits {
             self.cluster.remove(&pod.uid);
-            self.queue.wake(Instant::now());
+            self.wake();
         }
         if error.is_not_found() || !in_view || !still_waits {
             debug!(pod = %pod.full_name(), %error, "gone before it was bound");
@@ -232,37 +287,68 @@ impl Shell {
         self.failed(&key, &pod, "SchedulerError", &error.message);
     }
 
+    /// Nominates the pod for the node and has the victims evicted; the pod is not looked at again before that is done.
+    fn preempt(&mut self, key: &Key, pod: &PodFacts, node: String, victims: Vec<Arc<PodFacts>>) {
+        let yielding: Vec<_> =
+            self.cluster.nominated_for(&node).filter(|other| other.priority < pod.priority).cloned().collect();
+        for other in yielding {
+            let key = Key::new(&GroupResource::new("", "pods"), &other.namespace, &other.name);
+            self.cluster.withdraw(&other.uid);
+            self.report(&key, &other, None);
+            self.queue.add(&key, other.priority);
+        }
+        self.cluster.nominate(pod.clone(), &node);
+        let (client, clock, key, pod) = (self.client.clone(), self.clock.clone(), key.clone(), pod.clone());
+        let began = self.wakes;
+        self.evictions.spawn(async move {
+            let (evicted, result) = eviction::run(&client, &clock, &victims).await;
+            Eviction { key, pod, node, evicted, result, began }
+        });
+    }
+
+    fn evicted(&mut self, ended: Eviction) {
+        let Eviction { key, pod, node, evicted, result, began } = ended;
+        for victim in evicted {
+            self.cluster.evicted(&victim.uid);
+            let message = format!("Preempted by pod {} on node {node}", pod.uid);
+            self.recorder.event(&about(&victim), Severity::Normal, "Preempted", message);
+        }
+        let Some(waiting) = self.waiting.get(&key).filter(|waiting| waiting.uid == pod.uid) else { return };
+        let (is_changed, now) = (*waiting != pod, Instant::now());
+        if let Err(error) = result {
+            warn!(pod = %pod.full_name(), %error, "could not evict less important pods");
+            self.queue.failed(&key, now);
+            return;
+        }
+        self.queue.unschedulable(&key, now);
+        if is_changed {
+            self.queue.add(&key, pod.priority);
+        } else if self.wakes != began {
+            self.queue.wake(now);
+        }
+    }
+
     fn failed(&mut self, key: &Key, pod: &PodFacts, reason: &'static str, message: &str) {
         let end = (0..=NOTE_MAX.min(message.len())).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
         self.recorder.event(&about(pod), Severity::Warning, "FailedScheduling", &message[..end]);
-        self.report(key, pod, reason, message);
+        self.report(key, pod, Some((reason, message)));
     }
 
-    /// Sets the pod's `PodScheduled` condition to false, unless it says the same already.
-    fn report(&mut self, key: &Key, pod: &PodFacts, reason: &'static str, message: &str) {
-        let current = self.pods.view().get(key).and_then(|pod| decode::<Pod>(pod)).and_then(|pod| pod.status);
-        let current = current.and_then(|status| status.conditions).unwrap_or_default();
-        let current = current.into_iter().find(|condition| condition.type_ == "PodScheduled");
-        let said = current.as_ref().is_some_and(|condition| {
-            let same = condition.reason.as_deref() == Some(reason) && condition.message.as_deref() == Some(message);
-            same && condition.status == "False" && condition.observed_generation == pod.generation
-        });
-        if said {
+    /// Writes why the pod is not scheduled, if it is known, and which node it is nominated for, unless it says the same already.
+    fn report(&mut self, key: &Key, pod: &PodFacts, why: Option<(&'static str, &str)>) {
+        let current = self.pods.view().get(key).and_then(|pod| decode::<Pod>(pod)).unwrap_or_default();
+        let mut status = serde_json::Map::new();
+        let node = self.cluster.nominated_node(&pod.uid);
+        if node != nominated(&current).as_deref() {
+            status.insert("nominatedNodeName".to_owned(), json!(node));
+        }
+        if let Some(condition) = why.and_then(|(reason, message)| self.condition(&current, pod, reason, message)) {
+            status.insert("conditions".to_owned(), json!([condition]));
+        }
+        if status.is_empty() {
             return;
         }
-        let since = current
-            .filter(|condition| condition.status == "False")
-            .and_then(|condition| condition.last_transition_time);
-        let since = since.unwrap_or(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time((self.clock)()));
-        let condition = json!({
-            "type": "PodScheduled",
-            "status": "False",
-            "reason": reason,
-            "message": message,
-            "observedGeneration": pod.generation,
-            "lastTransitionTime": since,
-        });
-        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"conditions": [condition]}});
+        let patch = json!({"metadata": {"uid": pod.uid}, "status": status});
         let (client, pod) = (self.client.clone(), pod.clone());
         self.reports.spawn(async move {
             let pods = Resource::of::<Pod>();
@@ -276,6 +362,33 @@ impl Shell {
             }
         });
     }
+
+    /// The `PodScheduled` condition that says why the pod is not scheduled, unless it is there.
+    fn condition(&self, current: &Pod, pod: &PodFacts, reason: &str, message: &str) -> Option<Value> {
+        let conditions = current.status.as_ref().and_then(|status| status.conditions.as_ref());
+        let current = conditions.into_iter().flatten().find(|condition| condition.type_ == "PodScheduled");
+        let says_so = current.is_some_and(|condition| {
+            let same = condition.reason.as_deref() == Some(reason) && condition.message.as_deref() == Some(message);
+            same && condition.status == "False" && condition.observed_generation == pod.generation
+        });
+        let since = current.filter(|condition| condition.status == "False");
+        let since = since.and_then(|condition| condition.last_transition_time.clone());
+        (!says_so).then(|| {
+            json!({
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": reason,
+                "message": message,
+                "observedGeneration": pod.generation,
+                "lastTransitionTime": since.unwrap_or_else(|| Time((self.clock)())),
+            })
+        })
+    }
+}
+
+fn nominated(pod: &Pod) -> Option<String> {
+    let node = pod.status.as_ref().and_then(|status| status.nominated_node_name.clone());
+    node.filter(|node| !node.is_empty())
 }
 
 fn about(pod: &PodFacts) -> ObjectReference {

@@ -1,13 +1,12 @@
 //! Decisions: which node a pod gets, and the words when it gets none.
 
-use std::collections::BTreeMap;
-
 use expect_test::{Expect, expect};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde::de::DeserializeOwned;
 
 use crate::cluster::Cluster;
 use crate::facts::{NodeFacts, NodeState, PodFacts};
+use crate::preemption::Outcome;
 use crate::schedule::schedule;
 use crate::score;
 
@@ -45,8 +44,8 @@ fn cluster(nodes: &[NodeFacts]) -> Cluster {
 }
 
 fn check(cluster: &Cluster, pod: &PodFacts, expected: Expect) {
-    let decision = schedule(pod, cluster.nodes());
-    expected.assert_eq(&decision.map_or_else(|message| message, |node| format!("to {node}")));
+    let decision = schedule(pod, cluster);
+    expected.assert_eq(&decision.map_or_else(|none| none.message, |node| format!("to {node}")));
 }
 
 #[test]
@@ -87,25 +86,91 @@ fn a_full_node_without_less_important_pods_has_no_victims() {
     );
 }
 
+/// A pod that asks for CPUs, of a priority.
+fn ranked(name: &str, cpu: &str, priority: i32) -> PodFacts {
+    PodFacts { priority, ..asking(name, cpu, "1Gi") }
+}
+
+/// What is to be evicted for a pod, and the second half of its message.
+fn check_preemption(cluster: &Cluster, pod: &PodFacts, expected: Expect) {
+    let none = schedule(pod, cluster).expect_err("it fits nowhere");
+    let victims = match &none.preemption {
+        Outcome::Evict { victims, .. } => victims.iter().map(|victim| victim.name.as_str()).collect(),
+        Outcome::Wait(_) | Outcome::Futile(_) => Vec::new(),
+    };
+    let message = none.message.split_once("preemption: ").expect("it is about preemption").1;
+    expected.assert_eq(&format!("{victims:?} {message}"));
+}
+
 #[test]
-fn where_only_an_eviction_would_help_the_message_says_that_there_is_none() {
+fn less_important_pods_make_room() {
     let mut cluster = cluster(&[node("one", "", "")]);
-    cluster.place(asking("full", "4", "1Gi"), "one");
-    let mut important = asking("a", "1", "1Gi");
-    important.priority = 1000;
-    check(
+    cluster.place(ranked("low", "2", 1), "one");
+    cluster.place(ranked("middle", "2", 100), "one");
+    check_preemption(
         &cluster,
-        &important,
-        expect![
-            "0/1 nodes are available: 1 Insufficient cpu. preemption: not supported, less important pods are not evicted"
-        ],
+        &ranked("a", "2", 1000),
+        expect![[r#"["low"] found a potential placement for pod on node one, preempting 1 victims"#]],
     );
-    important.may_preempt = false;
-    check(
+    check_preemption(
         &cluster,
-        &important,
-        expect!["0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never."],
+        &ranked("a", "3", 1000),
+        expect![[r#"["middle", "low"] found a potential placement for pod on node one, preempting 2 victims"#]],
     );
+    check_preemption(&cluster, &ranked("a", "3", 100), expect!["[] 0/1 nodes are available: 1 Insufficient cpu."]);
+    let modest = PodFacts { may_preempt: false, ..ranked("a", "2", 1000) };
+    check_preemption(&cluster, &modest, expect!["[] not eligible due to preemptionPolicy=Never."]);
+}
+
+#[test]
+fn pods_that_fit_beside_it_are_spared_the_most_important_and_oldest_first() {
+    let mut cluster = cluster(&[node("one", "", "")]);
+    let since = |second: i64, pod: PodFacts| PodFacts { started: jiff::Timestamp::from_second(second).ok(), ..pod };
+    cluster.place(since(20, ranked("young", "1", 1)), "one");
+    cluster.place(since(10, ranked("old", "1", 1)), "one");
+    cluster.place(since(30, ranked("higher", "2", 2)), "one");
+    check_preemption(
+        &cluster,
+        &ranked("a", "1", 10),
+        expect![[r#"["young"] found a potential placement for pod on node one, preempting 1 victims"#]],
+    );
+}
+
+#[test]
+fn the_node_is_taken_where_it_costs_least() {
+    let nodes = [node("one", "", ""), node("two", "", ""), node("three", "", "")];
+    let placed = [
+        ("one", ranked("a", "4", 9)),
+        ("two", ranked("b", "2", 8)),
+        ("two", ranked("c", "2", 8)),
+        ("three", ranked("d", "4", 8)),
+    ];
+    let chosen = |cluster: &Cluster| match schedule(&ranked("new", "4", 10), cluster).unwrap_err().preemption {
+        Outcome::Evict { node, .. } => node,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(chosen(&with_pods(&nodes, &placed)), "three", "the least important, and the fewest of them");
+    assert_eq!(chosen(&with_pods(&nodes[..2], &placed[..3])), "two", "importance counts before number");
+}
+
+#[test]
+fn room_that_was_made_for_a_pod_is_kept_for_it() {
+    let mut cluster = cluster(&[node("one", "", "")]);
+    cluster.place(ranked("victim", "4", 1), "one");
+    let preemptor = ranked("preemptor", "4", 100);
+    cluster.nominate(preemptor.clone(), "one");
+    cluster.evicted("u-victim");
+    check_preemption(&cluster, &preemptor, expect!["[] not eligible due to a terminating pod on the nominated node."]);
+    cluster.remove("u-victim");
+    check_preemption(
+        &cluster,
+        &ranked("other", "1", 100),
+        expect!["[] 0/1 nodes are available: 1 No preemption victims found for incoming pod."],
+    );
+    check(&cluster, &ranked("higher", "4", 101), expect!["to one"]);
+    check(&cluster, &preemptor, expect!["to one"]);
+    assert!(cluster.withdraw("u-preemptor"));
+    check(&cluster, &ranked("other", "1", 100), expect!["to one"]);
 }
 
 #[test]
@@ -191,7 +256,7 @@ fn taints_keep_pods_away_that_do_not_tolerate_them() {
     for other in
         ["{key: gpu, value: 'no'}", "{key: cpu, operator: Exists}", "{key: gpu, operator: Exists, effect: NoExecute}"]
     {
-        assert!(schedule(&pod("a", &format!("tolerations: [{other}]")), cluster.nodes()).is_err(), "{other}");
+        assert!(schedule(&pod("a", &format!("tolerations: [{other}]")), &cluster).is_err(), "{other}");
     }
 }
 
@@ -210,7 +275,7 @@ fn node_selectors_and_required_affinity_must_match() {
         let affinity = format!(
             "affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{term}]}}}}}}"
         );
-        schedule(&pod("a", &affinity), cluster.nodes()).is_ok()
+        schedule(&pod("a", &affinity), &cluster).is_ok()
     };
     assert!(fits("{matchExpressions: [{key: disk, operator: In, values: [ssd, nvme]}]}"));
     assert!(fits(
@@ -251,10 +316,10 @@ fn pods_wait_for_a_node_that_they_were_placed_on_before_it_was_known() {
     cluster.place(asking("early", "4", "1Gi"), "one");
     assert!(cluster.nodes().is_empty());
     cluster.set_node(node("one", "", ""));
-    assert!(schedule(&asking("a", "1", "1Gi"), cluster.nodes()).is_err(), "its requests count");
+    assert!(schedule(&asking("a", "1", "1Gi"), &cluster).is_err(), "its requests count");
     cluster.remove_node("one");
     cluster.set_node(node("one", "", ""));
-    assert!(schedule(&asking("a", "1", "1Gi"), cluster.nodes()).is_err(), "and again when it comes back");
+    assert!(schedule(&asking("a", "1", "1Gi"), &cluster).is_err(), "and again when it comes back");
 }
 
 #[test]
@@ -268,49 +333,50 @@ fn only_what_may_help_wakes_waiting_pods() {
     assert!(cluster.remove("u-a"), "a pod that is gone");
 }
 
-fn states(nodes: &[NodeFacts], placed: &[(&str, PodFacts)]) -> BTreeMap<String, NodeState> {
+fn with_pods(nodes: &[NodeFacts], placed: &[(&str, PodFacts)]) -> Cluster {
     let mut cluster = cluster(nodes);
     for (node, pod) in placed {
         cluster.place(pod.clone(), node);
     }
-    cluster.nodes().clone()
+    cluster
 }
 
 #[test]
 fn the_emptier_node_is_better() {
-    let nodes = states(&[node("one", "", ""), node("two", "", "")], &[("one", asking("some", "2", "4Gi"))]);
-    assert_eq!(schedule(&asking("a", "1", "2Gi"), &nodes).as_deref(), Ok("two"));
-    let all: Vec<&NodeState> = nodes.values().collect();
+    let cluster = with_pods(&[node("one", "", ""), node("two", "", "")], &[("one", asking("some", "2", "4Gi"))]);
+    assert_eq!(schedule(&asking("a", "1", "2Gi"), &cluster).as_deref(), Ok("two"));
+    let all: Vec<&NodeState> = cluster.nodes().values().collect();
     // Both are balanced (75 points); one is three quarters full, two one quarter. The others are all or nothing.
     assert_eq!(score::run(&asking("a", "1", "2Gi"), &all), [300 + 25 + 75, 300 + 75 + 75]);
 }
 
 #[test]
 fn a_pod_that_evens_out_cpu_and_memory_is_welcome() {
-    let nodes = states(
+    let cluster = with_pods(
         &[node("one", "", ""), node("two", "", "")],
         &[("one", asking("some", "2", "1Gi")), ("two", asking("other", "1", "3Gi"))],
     );
-    let balance = |name: &str| score::balanced_allocation::score(&asking("a", "100m", "2Gi"), &nodes[name]);
+    let balance = |name: &str| score::balanced_allocation::score(&asking("a", "100m", "2Gi"), &cluster.nodes()[name]);
     assert!(balance("one") > balance("two"), "{} {}", balance("one"), balance("two"));
-    assert_eq!(score::balanced_allocation::score(&pod("a", ""), &nodes["one"]), 0);
+    assert_eq!(score::balanced_allocation::score(&pod("a", ""), &cluster.nodes()["one"]), 0);
 }
 
 #[test]
 fn preferences_weigh_more_than_room() {
-    let nodes = states(&[node("one", "disk: ssd", ""), node("two", "", "")], &[("one", asking("some", "1", "1Gi"))]);
+    let cluster =
+        with_pods(&[node("one", "disk: ssd", ""), node("two", "", "")], &[("one", asking("some", "1", "1Gi"))]);
     let prefers = "affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: \
                    [{weight: 1, preference: {matchExpressions: [{key: disk, operator: Exists}]}}]}}";
-    assert_eq!(schedule(&pod("a", prefers), &nodes).as_deref(), Ok("one"));
+    assert_eq!(schedule(&pod("a", prefers), &cluster).as_deref(), Ok("one"));
     let tainted =
-        states(&[node("one", "", "taints: [{key: slow, effect: PreferNoSchedule}]"), node("two", "", "")], &[]);
+        with_pods(&[node("one", "", "taints: [{key: slow, effect: PreferNoSchedule}]"), node("two", "", "")], &[]);
     assert_eq!(schedule(&pod("a", ""), &tainted).as_deref(), Ok("two"));
 }
 
 #[test]
 fn equal_nodes_share_equal_pods() {
-    let nodes = states(&[node("one", "", ""), node("two", "", ""), node("three", "", "")], &[]);
+    let cluster = with_pods(&[node("one", "", ""), node("two", "", ""), node("three", "", "")], &[]);
     let chosen: std::collections::BTreeSet<_> =
-        (0..20).map(|n| schedule(&pod(&format!("p{n}"), ""), &nodes).unwrap()).collect();
+        (0..20).map(|n| schedule(&pod(&format!("p{n}"), ""), &cluster).unwrap()).collect();
     assert_eq!(chosen.len(), 3);
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod cluster;
+mod preemption;
 mod silence;
 mod slow;
 

@@ -3,6 +3,7 @@
 //! They run in this order, and the first that refuses gives the node's reason.
 //! Source: kubernetes `pkg/scheduler/apis/config/v1/default_plugins.go`.
 
+use crate::cluster::Cluster;
 use crate::facts::{NodeState, PodFacts};
 
 pub mod node_affinity;
@@ -22,7 +23,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// Nothing that happens to other pods changes it.
-    fn firm(reason: &str) -> Self {
+    pub fn firm(reason: &str) -> Self {
         Self { reasons: vec![reason.to_owned()], is_resolvable: false }
     }
 }
@@ -44,4 +45,24 @@ const ALL: &[Filter] = &[
 /// The first refusal.
 pub fn run(pod: &PodFacts, node: &NodeState) -> Result<(), Refusal> {
     ALL.iter().try_for_each(|filter| filter(pod, node))
+}
+
+/// Runs all filters, with and without the pods that are nominated for the node and not less important.
+///
+/// They hold their room, but what needs them near must not count on them.
+/// Source: `pkg/scheduler/framework/runtime/framework.go`, `RunFilterPluginsWithNominatedPods`.
+///
+/// # Errors
+/// The first refusal.
+pub fn run_with_nominated(pod: &PodFacts, node: &NodeState, cluster: &Cluster) -> Result<(), Refusal> {
+    let is_ahead = |other: &PodFacts| other.priority >= pod.priority && other.uid != pod.uid;
+    let ahead = cluster.nominated_for(&node.facts.name).filter(|other| is_ahead(other));
+    let mut with_them = None;
+    for other in ahead {
+        with_them.get_or_insert_with(|| node.clone()).place(other.clone());
+    }
+    if let Some(node) = &with_them {
+        run(pod, node)?;
+    }
+    run(pod, node)
 }
