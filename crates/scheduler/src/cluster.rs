@@ -7,10 +7,29 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::facts::{NodeFacts, NodeState, PodFacts};
+use crate::terms::Namespaces;
+
+/// Which pods that fit nowhere a change may help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    None,
+    /// Those to which it matters where other pods run.
+    Neighbour,
+    /// All of them.
+    Room,
+}
+
+impl News {
+    /// For a change that may help all of them, or none.
+    pub fn room(is_room: bool) -> Self {
+        if is_room { Self::Room } else { Self::None }
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Cluster {
     nodes: BTreeMap<String, NodeState>,
+    namespaces: Namespaces,
     /// Pods on nodes that are not known, or not any more.
     unknown: BTreeMap<String, NodeState>,
     /// The node of each placed pod, by uid.
@@ -22,6 +41,18 @@ pub struct Cluster {
 impl Cluster {
     pub fn nodes(&self) -> &BTreeMap<String, NodeState> {
         &self.nodes
+    }
+
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// Sets a namespace's labels, or forgets it; returns whether that is news.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) -> bool {
+        match labels {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels.clone()) != Some(labels),
+            None => self.namespaces.remove(name).is_some(),
+        }
     }
 
     /// Adds or changes a node; returns whether a pod that fitted nowhere may fit now.
@@ -41,8 +72,8 @@ impl Cluster {
         }
     }
 
-    /// Places a pod on a node; returns whether it needs less, or leaves another node, so that others may fit now.
-    pub fn place(&mut self, pod: PodFacts, node: &str) -> bool {
+    /// Places a pod on a node; returns whom that may help.
+    pub fn place(&mut self, pod: PodFacts, node: &str) -> News {
         let moved = self.places.get(&pod.uid).is_some_and(|place| place != node);
         if moved {
             self.remove(&pod.uid);
@@ -52,11 +83,20 @@ impl Cluster {
             Some(state) => state,
             None => self.unknown.entry(node.to_owned()).or_default(),
         };
-        let shrank = state.pods.get(&pod.uid).is_some_and(|before| {
+        let before = state.pods.get(&pod.uid);
+        let is_news =
+            before.is_none_or(|before| before.labels != pod.labels || before.is_terminating != pod.is_terminating);
+        let shrank = before.is_some_and(|before| {
             before.ports != pod.ports || before.requests.iter().any(|(name, amount)| pod.requests.get(name) < amount)
         });
         state.place(Arc::new(pod));
-        moved || shrank
+        if moved || shrank {
+            News::Room
+        } else if is_news {
+            News::Neighbour
+        } else {
+            News::None
+        }
     }
 
     /// Takes a pod off its node; returns whether it was on one.

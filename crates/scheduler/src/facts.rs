@@ -13,6 +13,8 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
+use crate::terms::{Neighbours, Spread};
+
 /// What a container without a request counts for in scores. Source: `pkg/scheduler/util/pod_resources.go`.
 const DEFAULT_CPU_MILLIS: i64 = 100;
 const DEFAULT_MEMORY: i64 = 200 * 1024 * 1024;
@@ -108,6 +110,9 @@ pub struct PodFacts {
     pub required: Option<NodeSelector>,
     pub preferred: Vec<PreferredSchedulingTerm>,
     pub tolerations: Vec<Toleration>,
+    pub labels: BTreeMap<String, String>,
+    pub neighbours: Neighbours,
+    pub spread: Vec<Spread>,
     pub gates: Vec<String>,
 }
 
@@ -116,7 +121,12 @@ impl PodFacts {
     pub fn new(pod: &Pod) -> Self {
         let meta = &pod.metadata;
         let spec = pod.spec.clone().unwrap_or_default();
-        let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone()).unwrap_or_default();
+        let affinity = spec.affinity.unwrap_or_default();
+        let (namespace, labels) = (meta.namespace.clone().unwrap_or_default(), meta.labels.clone().unwrap_or_default());
+        let neighbours = Neighbours::new(&affinity, &namespace);
+        let spread = spec.topology_spread_constraints.iter().flatten();
+        let spread = spread.map(|constraint| Spread::new(constraint, &labels)).collect();
+        let affinity = affinity.node_affinity.unwrap_or_default();
         let status = pod.status.as_ref();
         let is_preemption = |condition: &PodCondition| {
             condition.type_ == "DisruptionTarget"
@@ -125,7 +135,7 @@ impl PodFacts {
         };
         let requests = |defaults: bool| pod_requests(pod, &|of| container_requests(of, defaults));
         Self {
-            namespace: meta.namespace.clone().unwrap_or_default(),
+            namespace,
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             generation: meta.generation,
@@ -143,8 +153,16 @@ impl PodFacts {
             required: affinity.required_during_scheduling_ignored_during_execution,
             preferred: affinity.preferred_during_scheduling_ignored_during_execution.unwrap_or_default(),
             tolerations: spec.tolerations.unwrap_or_default(),
+            labels,
+            neighbours,
+            spread,
             gates: spec.scheduling_gates.into_iter().flatten().map(|gate| gate.name).collect(),
         }
+    }
+
+    /// Whether it matters to it where other pods run.
+    pub fn looks_at_others(&self) -> bool {
+        !self.neighbours.is_empty() || !self.spread.is_empty()
     }
 
     /// How messages name it.
@@ -242,6 +260,8 @@ pub struct NodeState {
     pub requested: Resources,
     pub assumed_requested: Resources,
     pub used_ports: BTreeSet<HostPort>,
+    /// How many of the pods want some others far from themselves.
+    pub refusing: usize,
 }
 
 impl NodeState {
@@ -250,6 +270,7 @@ impl NodeState {
         self.requested.add(&pod.requests);
         self.assumed_requested.add(&pod.assumed_requests);
         self.used_ports.extend(pod.ports.iter().cloned());
+        self.refusing += usize::from(!pod.neighbours.forbidden.is_empty());
         self.pods.insert(pod.uid.clone(), pod);
     }
 
@@ -257,6 +278,7 @@ impl NodeState {
         let pod = self.pods.remove(uid)?;
         self.requested.subtract(&pod.requests);
         self.assumed_requested.subtract(&pod.assumed_requests);
+        self.refusing -= usize::from(!pod.neighbours.forbidden.is_empty());
         self.used_ports = self.pods.values().flat_map(|pod| pod.ports.iter().cloned()).collect();
         Some(pod)
     }

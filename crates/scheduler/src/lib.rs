@@ -1,7 +1,7 @@
 //! The scheduler: gives every pod a node, the most important pod first.
 //!
 //! [`schedule`] is a pure decision over [`cluster`], built of [`filter`]s and [`score`]s; [`shell`] feeds it and sends the
-//! bindings. Follows kubernetes `pkg/scheduler`. Not built: inter-pod affinity, topology spread, volumes and devices.
+//! bindings. Follows kubernetes `pkg/scheduler`. Not built: volumes and devices.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ pub mod queue;
 pub mod schedule;
 pub mod score;
 mod shell;
+pub mod terms;
 #[cfg(test)]
 mod tests;
 

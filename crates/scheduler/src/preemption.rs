@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::cluster::Cluster;
 use crate::facts::{NodeState, PodFacts};
-use crate::filter::{self, Refusal};
+use crate::filter::{Cycle, Refusal, Trial};
 use crate::schedule::histogram;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +40,7 @@ impl Outcome {
 }
 
 /// Decides whom to evict, given why each node was refused.
-pub fn run(pod: &PodFacts, refused: &[(&NodeState, Refusal)], cluster: &Cluster) -> Outcome {
+pub fn run(pod: &PodFacts, refused: &[(&NodeState, Refusal)], cluster: &Cluster, cycle: &Cycle<'_>) -> Outcome {
     if !pod.may_preempt {
         return Outcome::Wait("not eligible due to preemptionPolicy=Never.");
     }
@@ -54,7 +54,7 @@ pub fn run(pod: &PodFacts, refused: &[(&NodeState, Refusal)], cluster: &Cluster)
             reasons.push("Preemption is not helpful for scheduling".to_owned());
             continue;
         }
-        match victims_on(pod, node, cluster) {
+        match victims_on(pod, node, cycle) {
             Ok(victims) => candidates.push((&node.facts.name, victims)),
             Err(still) => reasons.extend(still.reasons),
         }
@@ -75,23 +75,23 @@ fn waits_for_victims(pod: &PodFacts, refused: &[(&NodeState, Refusal)], cluster:
 }
 
 /// The pods to evict from a node, the most important first.
-fn victims_on(pod: &PodFacts, node: &NodeState, cluster: &Cluster) -> Result<Vec<Arc<PodFacts>>, Refusal> {
+fn victims_on(pod: &PodFacts, node: &NodeState, cycle: &Cycle<'_>) -> Result<Vec<Arc<PodFacts>>, Refusal> {
     let mut candidates: Vec<Arc<PodFacts>> =
         node.pods.values().filter(|other| other.priority < pod.priority).cloned().collect();
     if candidates.is_empty() {
         return Err(Refusal::firm("No preemption victims found for incoming pod"));
     }
-    let mut without = node.clone();
+    let mut trial = Trial::new(cycle, node);
     for candidate in &candidates {
-        without.remove(&candidate.uid);
+        trial.remove(candidate);
     }
-    filter::run_with_nominated(pod, &without, cluster)?;
+    trial.run()?;
     candidates.sort_by_key(|pod| (Reverse(pod.priority), started(pod)));
     let mut victims = Vec::new();
     for candidate in candidates {
-        without.place(candidate.clone());
-        if filter::run_with_nominated(pod, &without, cluster).is_err() {
-            without.remove(&candidate.uid);
+        trial.place(candidate.clone());
+        if trial.run().is_err() {
+            trial.remove(&candidate);
             victims.push(candidate);
         }
     }

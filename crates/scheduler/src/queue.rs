@@ -108,8 +108,13 @@ impl Queue {
 
     /// Has every pod that fitted nowhere looked at again.
     pub fn wake(&mut self, now: Instant) {
+        self.wake_if(now, |_| true);
+    }
+
+    /// Has those of the pods looked at again that fitted nowhere and for which the condition holds.
+    pub fn wake_if(&mut self, now: Instant, condition: impl Fn(&Key) -> bool) {
         let resting = self.pods.iter().filter_map(|(key, entry)| match entry.state {
-            State::Unschedulable { until } => Some((key.clone(), until)),
+            State::Unschedulable { until } => condition(key).then(|| (key.clone(), until)),
             State::Active | State::InFlight | State::Woken { .. } | State::Failed { .. } => None,
         });
         for (key, until) in resting.collect::<Vec<_>>() {

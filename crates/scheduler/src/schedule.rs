@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::cluster::Cluster;
 use crate::facts::{NodeState, PodFacts};
-use crate::filter;
+use crate::filter::Cycle;
 use crate::preemption::{self, Outcome};
 use crate::score;
 
@@ -30,32 +30,33 @@ pub fn schedule(pod: &PodFacts, cluster: &Cluster) -> Result<String, Unschedulab
         let message = "no nodes available to schedule pods".to_owned();
         return Err(Unschedulable { message: message.clone(), preemption: Outcome::Futile(message) });
     }
+    let cycle = Cycle::new(pod, cluster);
     let nominated = cluster.nominated_node(&pod.uid).and_then(|name| nodes.get(name));
-    if let Some(node) = nominated.filter(|node| filter::run_with_nominated(pod, node, cluster).is_ok()) {
+    if let Some(node) = nominated.filter(|node| cycle.run(node).is_ok()) {
         return Ok(node.facts.name.clone());
     }
     let mut feasible = Vec::new();
     let mut refused = Vec::new();
     for node in nodes.values() {
-        match filter::run_with_nominated(pod, node, cluster) {
+        match cycle.run(node) {
             Ok(()) => feasible.push(node),
             Err(refusal) => refused.push((node, refusal)),
         }
     }
     match feasible.as_slice() {
         [] => {
-            let preemption = preemption::run(pod, &refused, cluster);
+            let preemption = preemption::run(pod, &refused, cluster, &cycle);
             let reasons = refused.iter().flat_map(|(_, refusal)| &refusal.reasons);
             let message = format!("{} {}", histogram(refused.len(), reasons), preemption.message());
             Err(Unschedulable { message, preemption })
         }
         [only] => Ok(only.facts.name.clone()),
-        several => Ok(best(pod, several).facts.name.clone()),
+        several => Ok(best(pod, several, cluster).facts.name.clone()),
     }
 }
 
-fn best<'a>(pod: &PodFacts, nodes: &[&'a NodeState]) -> &'a NodeState {
-    let totals = score::run(pod, nodes);
+fn best<'a>(pod: &PodFacts, nodes: &[&'a NodeState], cluster: &Cluster) -> &'a NodeState {
+    let totals = score::run(pod, nodes, cluster);
     let most = totals.iter().copied().max().unwrap_or(0);
     let winners: Vec<&NodeState> =
         nodes.iter().zip(totals).filter(|(_, total)| *total == most).map(|(node, _)| *node).collect();

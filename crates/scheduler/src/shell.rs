@@ -11,7 +11,7 @@ use api::status::Status;
 use client::events::{Recorder, Severity, reference};
 use client::informer::{Delta, Informer, Informers, subscribe};
 use client::{Client, Clock, PatchType, Resource};
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, News};
 use crate::eviction;
 use crate::facts::{NodeFacts, PodFacts};
 use crate::preemption::Outcome;
@@ -38,6 +38,7 @@ pub async fn run(client: Client, clock: Clock, cancel: CancellationToken) {
     let mut informers = Informers::new(&cancel);
     let pods = informers.start(&client, Resource::of::<Pod>().everywhere(), &[]);
     let nodes = informers.start(&client, Resource::of::<Node>().everywhere(), &[]);
+    let namespaces = informers.start(&client, Resource::of::<Namespace>().everywhere(), &[]);
     let mut recorders = JoinSet::new();
     let recorder =
         Recorder::start(client.clone(), "default-scheduler", "", clock.clone(), &mut recorders, cancel.clone());
@@ -54,7 +55,7 @@ pub async fn run(client: Client, clock: Clock, cancel: CancellationToken) {
         evictions: JoinSet::new(),
         reports: JoinSet::new(),
     };
-    cancel.run_until_cancelled(shell.work(&nodes)).await;
+    cancel.run_until_cancelled(shell.work(&nodes, &namespaces)).await;
     shell.bindings.shutdown().await;
     shell.evictions.shutdown().await;
     shell.reports.shutdown().await;
@@ -99,11 +100,13 @@ struct Eviction {
 }
 
 impl Shell {
-    async fn work(&mut self, nodes: &Informer) {
-        if nodes.synced().await.is_err() || self.pods.synced().await.is_err() {
-            return;
+    async fn work(&mut self, nodes: &Informer, namespaces: &Informer) {
+        for informer in [namespaces, nodes, &self.pods] {
+            if informer.synced().await.is_err() {
+                return;
+            }
         }
-        let mut changes = subscribe([nodes, &self.pods]);
+        let mut changes = subscribe([namespaces, nodes, &self.pods]);
         loop {
             let deadline = self.queue.next_deadline();
             let may_decide = self.queue.is_ready() && self.bindings.len() < BINDINGS;
@@ -126,37 +129,47 @@ impl Shell {
     }
 
     fn apply_all(&mut self, deltas: &[Delta]) {
-        let mut may_help = false;
+        let mut news = News::None;
         for delta in deltas {
-            may_help |= match &*delta.key.group_resource().resource {
+            let told = match &*delta.key.group_resource().resource {
                 "nodes" => self.apply_node(delta),
+                "namespaces" => {
+                    let labels = delta.new.as_ref().map(|namespace| namespace.meta().labels.clone());
+                    let is_news = self.cluster.set_namespace(delta.key.name(), labels);
+                    if is_news { News::Neighbour } else { News::None }
+                }
                 _ => self.apply_pod(delta),
             };
+            news = news.max(told);
         }
-        if may_help {
-            self.wake();
-        }
+        self.wake(news);
     }
 
-    /// Has every pod that fitted nowhere looked at again.
-    fn wake(&mut self) {
-        self.wakes += 1;
-        self.queue.wake(Instant::now());
+    /// Has the pods looked at again that fitted nowhere and may fit now.
+    fn wake(&mut self, news: News) {
+        if news == News::None {
+            return;
+        }
+        self.wakes += u64::from(news == News::Room);
+        let waiting = &self.waiting;
+        let looks = |key: &Key| waiting.get(key).is_some_and(PodFacts::looks_at_others);
+        self.queue.wake_if(Instant::now(), |key| news == News::Room || looks(key));
     }
 
-    /// Returns whether a pod that fitted nowhere may fit now.
-    fn apply_node(&mut self, delta: &Delta) -> bool {
+    fn apply_node(&mut self, delta: &Delta) -> News {
         match &delta.new {
-            Some(node) => decode::<Node>(node).is_some_and(|node| self.cluster.set_node(NodeFacts::new(&node))),
+            Some(node) => {
+                let set = |node: Node| self.cluster.set_node(NodeFacts::new(&node));
+                News::room(decode::<Node>(node).is_some_and(set))
+            }
             None => {
                 self.cluster.remove_node(delta.key.name());
-                false
+                News::Neighbour
             }
         }
     }
 
-    /// Returns whether a pod that fitted nowhere may fit now.
-    fn apply_pod(&mut self, delta: &Delta) -> bool {
+    fn apply_pod(&mut self, delta: &Delta) -> News {
         let key = &delta.key;
         let new = delta.new.as_ref().and_then(|pod| decode::<Pod>(pod));
         let replaced = delta
@@ -169,24 +182,24 @@ impl Shell {
             freed = placed || nominated;
             self.forget(key);
         }
-        let Some(pod) = new else { return freed };
+        let Some(pod) = new else { return News::room(freed) };
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let facts = PodFacts::new(&pod);
         if matches!(phase, Some("Succeeded" | "Failed")) {
             self.forget(key);
             freed |= self.cluster.withdraw(&facts.uid);
-            return self.cluster.remove(&facts.uid) || freed;
+            return News::room(self.cluster.remove(&facts.uid) || freed);
         }
         if let Some(node) = facts.node.clone() {
             self.forget(key);
             freed |= self.cluster.withdraw(&facts.uid);
-            return self.cluster.place(facts, &node) || freed;
+            return self.cluster.place(facts, &node).max(News::room(freed));
         }
         let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
         let is_ours = scheduler.is_none_or(|name| name == "default-scheduler");
         if !is_ours || pod.metadata.deletion_timestamp.is_some() {
             self.forget(key);
-            return self.cluster.withdraw(&facts.uid) || freed;
+            return News::room(self.cluster.withdraw(&facts.uid) || freed);
         }
         let before = delta.old.as_ref().filter(|old| old.meta().uid == facts.uid);
         let before = before.and_then(|old| decode::<Pod>(old)).and_then(|old| nominated(&old));
@@ -201,13 +214,13 @@ impl Shell {
             self.forget(key);
             let message = "Scheduling is blocked due to non-empty scheduling gates";
             self.report(key, &facts, Some(("SchedulingGated", message)));
-            return freed;
+            return News::room(freed);
         }
         if self.waiting.get(key) != Some(&facts) {
             self.queue.add(key, facts.priority);
             self.waiting.insert(key.clone(), facts);
         }
-        freed
+        News::room(freed)
     }
 
     fn forget(&mut self, key: &Key) {
@@ -232,9 +245,8 @@ impl Shell {
                         Outcome::Wait(_) => self.queue.unschedulable(&key, now),
                         Outcome::Futile(_) => {
                             self.queue.unschedulable(&key, now);
-                            if self.cluster.withdraw(&pod.uid) {
-                                self.wake();
-                            }
+                            let ended = self.cluster.withdraw(&pod.uid);
+                            self.wake(News::room(ended));
                         }
                     }
                     self.failed(&key, &pod, "Unschedulable", &message);
@@ -245,8 +257,9 @@ impl Shell {
 
     /// Assumes that the pod runs on the node from now on, and sends the binding.
     fn bind(&mut self, key: Key, pod: PodFacts, node: String) {
-        self.cluster.place(pod.clone(), &node);
+        let news = self.cluster.place(pod.clone(), &node);
         self.cluster.withdraw(&pod.uid);
+        self.wake(news);
         let client = self.client.clone();
         self.bindings.spawn(async move {
             let body = json!({
@@ -277,7 +290,7 @@ impl Shell {
         let still_waits = self.waiting.get(&key).is_some_and(|waiting| waiting.uid == pod.uid);
         if still_waits {
             self.cluster.remove(&pod.uid);
-            self.wake();
+            self.wake(News::Room);
         }
         if error.is_not_found() || !in_view || !still_waits {
             debug!(pod = %pod.full_name(), %error, "gone before it was bound");

@@ -4,11 +4,13 @@ use expect_test::{Expect, expect};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde::de::DeserializeOwned;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, News};
 use crate::facts::{NodeFacts, NodeState, PodFacts};
 use crate::preemption::Outcome;
 use crate::schedule::schedule;
 use crate::score;
+
+mod neighbours;
 
 fn from_yaml<K: DeserializeOwned>(yaml: &str) -> K {
     let value: serde_json::Value = serde_saphyr::from_str(yaml).expect("tests write YAML");
@@ -328,8 +330,9 @@ fn only_what_may_help_wakes_waiting_pods() {
     assert!(cluster.set_node(node("one", "", "")), "a new node");
     assert!(!cluster.set_node(node("one", "", "")), "a heartbeat");
     assert!(cluster.set_node(node("one", "disk: ssd", "")), "a label");
-    assert!(!cluster.place(asking("a", "1", "1Gi"), "one"), "a binding");
-    assert!(cluster.place(asking("a", "500m", "1Gi"), "one"), "a pod that needs less");
+    assert_eq!(cluster.place(asking("a", "1", "1Gi"), "one"), News::Neighbour, "a binding");
+    assert_eq!(cluster.place(asking("a", "1", "1Gi"), "one"), News::None, "its status");
+    assert_eq!(cluster.place(asking("a", "500m", "1Gi"), "one"), News::Room, "a pod that needs less");
     assert!(cluster.remove("u-a"), "a pod that is gone");
 }
 
@@ -347,7 +350,7 @@ fn the_emptier_node_is_better() {
     assert_eq!(schedule(&asking("a", "1", "2Gi"), &cluster).as_deref(), Ok("two"));
     let all: Vec<&NodeState> = cluster.nodes().values().collect();
     // Both are balanced (75 points); one is three quarters full, two one quarter. The others are all or nothing.
-    assert_eq!(score::run(&asking("a", "1", "2Gi"), &all), [300 + 25 + 75, 300 + 75 + 75]);
+    assert_eq!(score::run(&asking("a", "1", "2Gi"), &all, &cluster), [300 + 25 + 75, 300 + 75 + 75]);
 }
 
 #[test]

@@ -50,6 +50,9 @@ pub fn kind() -> Kind {
 }
 
 fn prepare(pod: &mut Value, old: Option<&Value>) {
+    if old.is_none() {
+        select_by_own_labels(pod);
+    }
     let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
     if !is_empty(&pod["spec"]["schedulingGates"]) {
         let condition = json!({
@@ -62,6 +65,44 @@ fn prepare(pod: &mut Value, old: Option<&Value>) {
     }
     keep_status(pod, old, &status);
     generation(pod, old, spec_changed);
+}
+
+/// Adds to each selector of other pods what it takes over from the pod's own labels.
+///
+/// Source: kubernetes `pkg/registry/core/pod/strategy.go`, `mutatePodAffinity`, `mutateTopologySpreadConstraints`.
+fn select_by_own_labels(pod: &mut Value) {
+    let labels = pod["metadata"]["labels"].clone();
+    let Some(spec) = pod.get_mut("spec") else { return };
+    for constraint in items_mut(spec.get_mut("topologySpreadConstraints")) {
+        take_over(constraint, &labels);
+    }
+    let Some(affinity) = spec.get_mut("affinity").and_then(Value::as_object_mut) else { return };
+    for (_, kind) in affinity.iter_mut().filter(|(kind, _)| *kind == "podAffinity" || *kind == "podAntiAffinity") {
+        for term in items_mut(kind.get_mut("requiredDuringSchedulingIgnoredDuringExecution")) {
+            take_over(term, &labels);
+        }
+        for weighted in items_mut(kind.get_mut("preferredDuringSchedulingIgnoredDuringExecution")) {
+            if let Some(term) = weighted.get_mut("podAffinityTerm") {
+                take_over(term, &labels);
+            }
+        }
+    }
+}
+
+fn take_over(term: &mut Value, labels: &Value) {
+    let mut added = Vec::new();
+    for (field, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+        for key in items(&term[field]).iter().map(text) {
+            if let Some(value) = labels[key].as_str() {
+                added.push(json!({"key": key, "operator": operator, "values": [value]}));
+            }
+        }
+    }
+    let Some(selector) = term.get_mut("labelSelector").filter(|selector| selector.is_object()) else { return };
+    if !added.is_empty() {
+        let expressions = [items(&selector["matchExpressions"]), &added].concat();
+        set(selector, "matchExpressions", expressions);
+    }
 }
 
 /// How the pod fares when memory is short.
@@ -137,6 +178,27 @@ fn grace(pod: &Value, asked: Option<i64>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn selectors_of_other_pods_take_over_own_labels() {
+        let mut pod = json!({
+            "metadata": {"labels": {"app": "a", "hash": "x"}},
+            "spec": {
+                "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+                    "labelSelector": {"matchLabels": {"app": "a"}}, "mismatchLabelKeys": ["hash", "none"]}]}},
+                "topologySpreadConstraints": [
+                    {"labelSelector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}, "matchLabelKeys": ["hash"]},
+                    {"matchLabelKeys": ["hash"]}],
+            },
+        });
+        select_by_own_labels(&mut pod);
+        let term = &pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0];
+        let expression = |operator: &str| json!({"key": "hash", "operator": operator, "values": ["x"]});
+        assert_eq!(term["labelSelector"]["matchExpressions"], json!([expression("NotIn")]));
+        let [spread, without] = items(&pod["spec"]["topologySpreadConstraints"]) else { panic!("both are there") };
+        assert_eq!(spread["labelSelector"]["matchExpressions"][1], expression("In"));
+        assert!(without["labelSelector"].is_null(), "no selector selects nothing");
+    }
 
     #[test]
     fn grants_the_pods_own_grace_unless_asked_for_another() {

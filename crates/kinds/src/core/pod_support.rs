@@ -95,8 +95,6 @@ const NO_REMOTE: &str = "this kind of volume is not mounted; mount it on the hos
 const NO_DRA: &str = "dynamic resource allocation is not built";
 const NO_RESIZE: &str = "containers are not resized in place";
 const NO_RULES: &str = "single containers have no restart policy, except restartPolicy Always of init containers";
-const NO_SPREADING: &str =
-    "the scheduler does not place pods by where other pods are; use nodeSelector or nodeAffinity";
 const NO_OWNER: &str = "files of this volume belong to root and fsGroup";
 const NO_HOST_PORT: &str = "host ports are not forwarded; use hostNetwork, a NodePort Service or an Ingress";
 
@@ -105,7 +103,8 @@ fn resource(name: &str) -> Option<&'static str> {
         "cpu" | "memory" => None,
         "ephemeral-storage" => Some("disk usage of containers is not limited"),
         _ if name.starts_with("hugepages-") => Some("huge pages are not handed out"),
-        _ => Some("extended resources are not handed out"),
+        // Extended resources are counted, and that is all that upstream does with those of no device plugin.
+        _ => None,
     }
 }
 
@@ -123,8 +122,8 @@ static TABLE: &[(&str, Fields)] = &[
         "Affinity",
         &[
             ("nodeAffinity", Of("NodeAffinity")),
-            ("podAffinity", Refused(NO_SPREADING)),
-            ("podAntiAffinity", Refused(NO_SPREADING)),
+            ("podAffinity", Of("PodAffinity")),
+            ("podAntiAffinity", Of("PodAntiAffinity")),
         ],
     ),
     (
@@ -350,6 +349,47 @@ static TABLE: &[(&str, Fields)] = &[
             ("requiredDuringSchedulingIgnoredDuringExecution", Of("NodeSelector")),
         ],
     ),
+    (
+        "PodAffinity",
+        &[
+            ("preferredDuringSchedulingIgnoredDuringExecution", Of("WeightedPodAffinityTerm")),
+            ("requiredDuringSchedulingIgnoredDuringExecution", Of("PodAffinityTerm")),
+        ],
+    ),
+    (
+        "PodAntiAffinity",
+        &[
+            ("preferredDuringSchedulingIgnoredDuringExecution", Of("WeightedPodAffinityTerm")),
+            ("requiredDuringSchedulingIgnoredDuringExecution", Of("PodAffinityTerm")),
+        ],
+    ),
+    ("WeightedPodAffinityTerm", &[("podAffinityTerm", Of("PodAffinityTerm")), ("weight", Built)]),
+    (
+        "PodAffinityTerm",
+        &[
+            ("labelSelector", Of("LabelSelector")),
+            ("matchLabelKeys", Built),
+            ("mismatchLabelKeys", Built),
+            ("namespaceSelector", Of("LabelSelector")),
+            ("namespaces", Built),
+            ("topologyKey", Built),
+        ],
+    ),
+    (
+        "TopologySpreadConstraint",
+        &[
+            ("labelSelector", Of("LabelSelector")),
+            ("matchLabelKeys", Built),
+            ("maxSkew", Built),
+            ("minDomains", Built),
+            ("nodeAffinityPolicy", Built),
+            ("nodeTaintsPolicy", Built),
+            ("topologyKey", Built),
+            ("whenUnsatisfiable", Built),
+        ],
+    ),
+    ("LabelSelector", &[("matchExpressions", Of("LabelSelectorRequirement")), ("matchLabels", Built)]),
+    ("LabelSelectorRequirement", &[("key", Built), ("operator", Built), ("values", Built)]),
     ("PreferredSchedulingTerm", &[("preference", Of("NodeSelectorTerm")), ("weight", Built)]),
     ("NodeSelector", &[("nodeSelectorTerms", Of("NodeSelectorTerm"))]),
     (
@@ -432,7 +472,7 @@ const POD_SPEC: Fields = &[
     ("subdomain", Built),
     ("terminationGracePeriodSeconds", Built),
     ("tolerations", Of("Toleration")),
-    ("topologySpreadConstraints", Refused(NO_SPREADING)),
+    ("topologySpreadConstraints", Of("TopologySpreadConstraint")),
     ("volumes", Of("Volume")),
 ];
 

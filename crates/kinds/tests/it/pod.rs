@@ -209,12 +209,16 @@ fn requests_stay_within_limits() {
         spec.containers[0].resources.limits[cpus]: Invalid value: "cpus": must be a standard resource for containers
         spec.containers[0].resources.requests[cpus]: Invalid value: "cpus": must be a standard resource type or fully qualified
         spec.containers[0].resources.requests[cpus]: Invalid value: "cpus": must be a standard resource for containers
-        spec.containers[0].resources.limits[cpus]: Forbidden: not supported yet by coracle: extended resources are not handed out
         spec.containers[0].resources.limits[ephemeral-storage]: Forbidden: not supported yet by coracle: disk usage of containers is not limited
-        spec.containers[0].resources.limits[nvidia.com/gpu]: Forbidden: not supported yet by coracle: extended resources are not handed out
-        spec.containers[0].resources.requests[cpus]: Forbidden: not supported yet by coracle: extended resources are not handed out
-        spec.containers[0].resources.requests[ephemeral-storage]: Forbidden: not supported yet by coracle: disk usage of containers is not limited
-        spec.containers[0].resources.requests[nvidia.com/gpu]: Forbidden: not supported yet by coracle: extended resources are not handed out"#]],
+        spec.containers[0].resources.requests[ephemeral-storage]: Forbidden: not supported yet by coracle: disk usage of containers is not limited"#]],
+    );
+    container(
+        "resources: {limits: {a.b/c: 500m, a.b/d: 1}, requests: {a.b/d: 2, a.b/e: 1}}",
+        expect![[r#"
+        spec.containers[0].resources.limits[a.b/c]: Invalid value: "500m": must be an integer
+        spec.containers[0].resources.requests[a.b/c]: Invalid value: "500m": must be an integer
+        spec.containers[0].resources.requests: Invalid value: "2": must be equal to a.b/d limit of 1
+        spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources"#]],
     );
     container(
         "resources: {limits: {memory: 1Gib}}",
@@ -371,9 +375,17 @@ fn where_it_runs() {
             requiredDuringSchedulingIgnoredDuringExecution:
               nodeSelectorTerms: [{matchExpressions: [{key: a, operator: In}, {key: b, operator: Is}], matchFields: [{key: x, operator: In, values: [a]}]}]
             preferredDuringSchedulingIgnoredDuringExecution: [{weight: 101, preference: {}}]
-          podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: a}]}
+          podAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 0, podAffinityTerm: {topologyKey: a}}]}
+          podAntiAffinity:
+            requiredDuringSchedulingIgnoredDuringExecution:
+            - {namespaces: [A], labelSelector: {matchLabels: {a: b c}}}
+            - {topologyKey: a, matchLabelKeys: [b]}
+            - {topologyKey: a, labelSelector: {}, matchLabelKeys: [a, b], mismatchLabelKeys: [b]}
         tolerations: [{operator: Equal}, {key: a, operator: Exists, value: b}, {key: a, tolerationSeconds: 5, effect: NoSchedule}, {key: b, operator: Lt, value: '1'}]
-        topologySpreadConstraints: [{maxSkew: 1, topologyKey: a, whenUnsatisfiable: DoNotSchedule}]
+        topologySpreadConstraints:
+        - {maxSkew: 0, whenUnsatisfiable: Sometimes}
+        - {maxSkew: 1, topologyKey: a, whenUnsatisfiable: ScheduleAnyway, minDomains: 0, nodeTaintsPolicy: Sometimes}
+        - {maxSkew: 1, topologyKey: a, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchExpressions: [{key: a, operator: In}]}}
         schedulingGates: [{name: a}, {name: a}]
         nodeName: m1";
     spec(
@@ -384,13 +396,27 @@ fn where_it_runs() {
             spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[1].operator: Invalid value: "Is": not a valid selector operator
             spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[0].key: Invalid value: "x": not a valid field selector key
             spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 101: must be in the range 1-100
+            spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 0: must be in the range 1-100
+            spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].labelSelector.matchLabels: Invalid value: "b c": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')
+            spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].namespace: Invalid value: "A": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')
+            spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey: Required value: can not be empty
+            spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey: Invalid value: "": name part must be non-empty
+            spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey: Invalid value: "": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')
+            spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[1].matchLabelKeys: Forbidden: must not be specified when labelSelector is not set
+            spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[2].matchLabelKeys[1]: Invalid value: "b": exists in both matchLabelKeys and mismatchLabelKeys
             spec.schedulingGates[1]: Duplicate value: "a"
+            spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero
+            spec.topologySpreadConstraints[0].topologyKey: Required value: can not be empty
+            spec.topologySpreadConstraints[0].whenUnsatisfiable: Unsupported value: "Sometimes": supported values: "DoNotSchedule", "ScheduleAnyway"
+            spec.topologySpreadConstraints[1].{topologyKey, whenUnsatisfiable}: Duplicate value: "{a, ScheduleAnyway}"
+            spec.topologySpreadConstraints[1].minDomains: Invalid value: 0: must be greater than zero
+            spec.topologySpreadConstraints[1].minDomains: Invalid value: 0: can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway
+            spec.topologySpreadConstraints[1].nodeTaintsPolicy: Unsupported value: "Sometimes": supported values: "Honor", "Ignore"
+            spec.topologySpreadConstraints[2].labelSelector.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'
             spec.tolerations[0].operator: Invalid value: "Equal": operator must be Exists when `key` is empty, which means "match all values and all keys"
             spec.tolerations[1].operator: Invalid value: "b": value must be empty when `operator` is 'Exists'
             spec.tolerations[2].effect: Invalid value: "NoSchedule": effect must be 'NoExecute' when `tolerationSeconds` is set
             spec.tolerations[3].operator: Unsupported value: "Lt": supported values: "Equal", "Exists", "Lt", "Gt"
-            spec.affinity.podAntiAffinity: Forbidden: not supported yet by coracle: the scheduler does not place pods by where other pods are; use nodeSelector or nodeAffinity
-            spec.topologySpreadConstraints: Forbidden: not supported yet by coracle: the scheduler does not place pods by where other pods are; use nodeSelector or nodeAffinity
             spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"#]],
     );
 }

@@ -11,13 +11,21 @@ use super::Refusal;
 use crate::facts::{NodeFacts, NodeState, PodFacts};
 
 pub fn filter(pod: &PodFacts, node: &NodeState) -> Result<(), Refusal> {
-    let node = &node.facts;
+    if is_selected(pod, &node.facts) {
+        Ok(())
+    } else {
+        Err(Refusal::firm("node(s) didn't match Pod's node affinity/selector"))
+    }
+}
+
+/// Whether a pod's selector and required terms match a node.
+pub fn is_selected(pod: &PodFacts, node: &NodeFacts) -> bool {
     let selected = pod.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
     let affine = pod
         .required
         .as_ref()
         .is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, node)));
-    if selected && affine { Ok(()) } else { Err(Refusal::firm("node(s) didn't match Pod's node affinity/selector")) }
+    selected && affine
 }
 
 /// Whether all requirements of a term hold; an empty term matches nothing, as does one that is malformed.

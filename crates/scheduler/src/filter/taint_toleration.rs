@@ -5,12 +5,16 @@
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::Refusal;
-use crate::facts::{NodeState, PodFacts};
+use crate::facts::{NodeFacts, NodeState, PodFacts};
 
 pub fn filter(pod: &PodFacts, node: &NodeState) -> Result<(), Refusal> {
-    let mut forbidding = node.facts.taints.iter().filter(|taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute"));
-    let tolerated = forbidding.all(|taint| pod.tolerations.iter().any(|toleration| tolerates(toleration, taint)));
-    if tolerated { Ok(()) } else { Err(Refusal::firm("node(s) had untolerated taint(s)")) }
+    if is_tolerated(pod, &node.facts) { Ok(()) } else { Err(Refusal::firm("node(s) had untolerated taint(s)")) }
+}
+
+/// Whether a pod tolerates every taint of a node that keeps pods away.
+pub fn is_tolerated(pod: &PodFacts, node: &NodeFacts) -> bool {
+    let mut forbidding = node.taints.iter().filter(|taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute"));
+    forbidding.all(|taint| pod.tolerations.iter().any(|toleration| tolerates(toleration, taint)))
 }
 
 /// An absent effect tolerates all effects; an absent key with `Exists` all taints. The numeric operators are behind a

@@ -98,19 +98,41 @@ fn resources(resources: &Place<'_>, errors: &mut Vec<Error>) {
     let (limits, requests) = (resources.child("limits"), resources.child("requests"));
     for (name, limit) in limits.entries() {
         resource_name(name, &limit, errors);
-        quantity(&limit, errors);
+        resource_quantity(name, &limit, errors);
     }
     for (name, request) in requests.entries() {
         resource_name(name, &request, errors);
-        let amount = quantity(&request, errors);
+        let amount = resource_quantity(name, &request, errors);
         let limit = limits.child(name);
-        if let (Some(amount), true, Ok(most)) = (amount, limit.is_set(), Quantity::from_json(limit.value))
-            && amount > most
-        {
-            let detail = format!("must be less than or equal to {name} limit of {most}");
-            errors.push(Error::invalid(&requests.path, amount.to_string(), detail));
-        }
+        let most = limit.is_set().then(|| Quantity::from_json(limit.value));
+        let complaint = match (amount, most) {
+            (Some(amount), Some(Ok(most))) if is_extended(name) && amount != most => {
+                Error::invalid(&requests.path, amount.to_string(), format!("must be equal to {name} limit of {most}"))
+            }
+            (Some(amount), Some(Ok(most))) if !is_extended(name) && amount > most => {
+                let detail = format!("must be less than or equal to {name} limit of {most}");
+                Error::invalid(&requests.path, amount.to_string(), detail)
+            }
+            (_, None) if is_extended(name) => limits.required("Limit must be set for non overcommitable resources"),
+            _ => continue,
+        };
+        errors.push(complaint);
     }
+}
+
+/// Whether a resource is none of Kubernetes' own: a count of something that a node has.
+///
+/// Source: kubernetes `pkg/apis/core/v1/helper/helpers.go`, `IsExtendedResourceName`.
+fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+}
+
+fn resource_quantity(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) -> Option<Quantity> {
+    let amount = quantity(place, errors);
+    if let Some(amount) = amount.filter(|amount| is_extended(name) && amount.millis() % 1000 != 0) {
+        errors.push(Error::invalid(&place.path, amount.to_string(), "must be an integer"));
+    }
+    amount
 }
 
 fn resource_name(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) {

@@ -18,6 +18,7 @@ mod env;
 mod handlers;
 mod scheduling;
 mod security;
+mod spreading;
 mod status;
 mod update;
 mod volumes;
@@ -133,11 +134,13 @@ fn pod_spec(spec: &Place<'_>, is_pod: bool) -> Vec<Error> {
     labels(&spec.child("nodeSelector"), &mut errors);
     security::pod(spec, &mut errors);
     scheduling::affinity(&spec.child("affinity"), &mut errors);
+    spreading::affinity(&spec.child("affinity"), &mut errors);
     dns(spec, &mut errors);
     for gate in spec.child("readinessGates").items() {
         gate.child("conditionType").keep(names::is_qualified_name, &mut errors);
     }
     scheduling::gates(&spec.child("schedulingGates"), &mut errors);
+    spreading::constraints(&spec.child("topologySpreadConstraints"), &mut errors);
     identity(spec, is_pod, &mut errors);
     let deadline = spec.child("activeDeadlineSeconds");
     if deadline.is_set() {
