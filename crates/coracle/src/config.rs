@@ -54,6 +54,9 @@ pub struct Settings {
     /// Domain of the cluster's names [default: cluster.local]
     #[arg(long, value_name = "DOMAIN")]
     pub cluster_domain: Option<String>,
+    /// How many pods the node takes [default: 110]
+    #[arg(long, value_name = "NUMBER")]
+    pub max_pods: Option<u16>,
     /// Port of the API [default: 6443]
     #[arg(long, value_name = "PORT")]
     pub api_port: Option<u16>,
@@ -92,6 +95,7 @@ pub struct Config {
     pub pod_cidrs: Vec<Cidr>,
     pub service_cidrs: Vec<Cidr>,
     pub cluster_domain: String,
+    pub max_pods: u16,
     pub api_port: u16,
     pub kubelet_port: u16,
     pub http_port: u16,
@@ -174,7 +178,7 @@ macro_rules! for_each_setting {
         $call! {
             text data_dir, text run_dir, text config_dir, text kubelet_dir, text pod_logs_dir, text container_logs_dir,
             text cgroup_root, text node_name, list node_ip, list pod_cidr, list service_cidr, text cluster_domain,
-            port api_port, port kubelet_port, port http_port, port https_port, list tls_san, text log_level
+            number max_pods, port api_port, port kubelet_port, port http_port, port https_port, list tls_san, text log_level
         }
     };
 }
@@ -262,6 +266,11 @@ impl Settings {
             problems.push(format!("cgroup-root: {cgroup_root:?} must be a name such as coracle.slice"));
         }
 
+        // Source: KubeletConfiguration, `maxPods`.
+        let max_pods = self.max_pods.unwrap_or(110);
+        if max_pods == 0 {
+            problems.push("max-pods: 0 leaves no room for any pod".to_owned());
+        }
         let ports = [
             ("api-port", self.api_port.unwrap_or(6443)),
             ("kubelet-port", self.kubelet_port.unwrap_or(10250)),
@@ -290,6 +299,7 @@ impl Settings {
             pod_cidrs,
             service_cidrs,
             cluster_domain,
+            max_pods,
             api_port,
             kubelet_port,
             http_port,
@@ -351,6 +361,10 @@ fn text(value: &Value) -> Result<Option<String>, &'static str> {
 
 fn port(value: &Value) -> Result<Option<u16>, &'static str> {
     value.as_u64().and_then(|n| u16::try_from(n).ok()).map(Some).ok_or("must be a port number")
+}
+
+fn number(value: &Value) -> Result<Option<u16>, &'static str> {
+    value.as_u64().and_then(|n| u16::try_from(n).ok()).map(Some).ok_or("must be a number up to 65535")
 }
 
 /// A list, or one element written without brackets.
@@ -415,10 +429,11 @@ mod tests {
     #[test]
     fn names_a_value_of_the_wrong_type() {
         check(
-            "api-port: six\ndata-dir: 5",
+            "api-port: six\ndata-dir: 5\nmax-pods: -1",
             expect![[r#"
             config.yaml: api-port: must be a port number, not "six"
-            config.yaml: data-dir: must be text, not 5"#]],
+            config.yaml: data-dir: must be text, not 5
+            config.yaml: max-pods: must be a number up to 65535, not -1"#]],
         );
     }
 

@@ -469,6 +469,7 @@ fn start_node(
         clock: cell.clock.clone(),
         version: VERSION.to_owned(),
         port: config.kubelet_port,
+        max_pods: config.max_pods,
         registry,
     };
     let cancel = cell.cancel.clone();

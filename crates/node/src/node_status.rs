@@ -29,8 +29,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(10);
 const REPORT_EVERY: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_millis(200);
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-/// Source: KubeletConfiguration, `maxPods`.
-const MAX_PODS: i64 = 110;
 /// Images shown. Source: `nodeStatusMaxImages`.
 const MAX_IMAGES: usize = 50;
 
@@ -48,7 +46,7 @@ pub struct Identity {
 }
 
 /// Measures the machine. `data_dir` lies on the disk that pods write to.
-pub fn measure(data_dir: &std::path::Path) -> Machine {
+pub fn measure(data_dir: &std::path::Path, max_pods: u16) -> Machine {
     let memory_bytes = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_memory(&text)).unwrap_or(0);
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let disk = rustix::fs::statvfs(data_dir).map_or(0, |stat| stat.f_blocks * stat.f_frsize);
@@ -57,7 +55,7 @@ pub fn measure(data_dir: &std::path::Path) -> Machine {
         ("cpu".to_owned(), whole(cpus as u64, Format::DecimalSi)),
         ("memory".to_owned(), whole(memory_bytes / 1024 * 1024, Format::BinarySi)),
         ("ephemeral-storage".to_owned(), whole(disk, Format::BinarySi)),
-        ("pods".to_owned(), Quantity::new(MAX_PODS, Format::DecimalSi)),
+        ("pods".to_owned(), Quantity::new(max_pods.into(), Format::DecimalSi)),
     ]);
     Machine { memory_bytes, allocatable }
 }
@@ -383,7 +381,7 @@ mod tests {
     #[test]
     fn the_machine_is_measured() {
         assert_eq!(total_memory("MemTotal:       16384 kB\nMemFree: 1 kB\n"), Some(16 << 20));
-        let machine = measure(std::path::Path::new("/"));
+        let machine = measure(std::path::Path::new("/"), 110);
         assert!(machine.memory_bytes > 0 && machine.allocatable["cpu"].millis() >= 1000);
     }
 }

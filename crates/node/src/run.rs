@@ -56,6 +56,8 @@ pub struct Config {
     pub version: String,
     /// Where the kubelet's endpoint is served, for the Node's status.
     pub port: u16,
+    /// How many pods the node takes.
+    pub max_pods: u16,
     /// Filled with the node's pods: what the endpoint serves.
     pub registry: Registry,
 }
@@ -78,7 +80,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     let mut informers = Informers::new(&cancel);
     let pods = informers.start(&config.client, bound_to(&config.node_name), &[]);
     let services = informers.start(&config.client, Resource::of::<Service>().everywhere(), &[]);
-    let machine = node_status::measure(existing(&config.roots.kubelet));
+    let machine = node_status::measure(existing(&config.roots.kubelet), config.max_pods);
     let clock = config.clock.clone();
     let recorder =
         Recorder::start(config.client.clone(), "kubelet", &config.node_name, clock.clone(), &mut tasks, cancel.clone());

@@ -70,6 +70,28 @@ impl Debian {
         depends.map(str::to_owned).with_context(|| format!("Debian {} has no package {package}", self.suite))
     }
 
+    /// The packages of shared libraries that `package` needs, and those that they need.
+    ///
+    /// # Errors
+    /// When apt does not know it.
+    pub fn libraries_of(&self, package: &str) -> Result<Vec<String>> {
+        let _one = FETCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let apt = self.prepared()?;
+        let output = apt_with("apt-cache", &apt)
+            .args(["depends", "--recurse", "--important", package])
+            .output()
+            .context("could not run apt-cache")?;
+        ensure!(output.status.success(), "Debian {} has no package {package}", self.suite);
+        let text = String::from_utf8_lossy(&output.stdout);
+        // Each package stands at the beginning of a line, and what it depends on is indented.
+        let is_library = |name: &&str| ["lib", "zlib", "bind9-libs"].iter().any(|begin| name.starts_with(begin));
+        let names = text.lines().filter(|line| is_library(line) && *line != "libc6" && *line != package);
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
     /// The private apt directory, with package lists in it.
     fn prepared(&self) -> Result<PathBuf> {
         let apt = self.cache.join("apt");

@@ -1,9 +1,11 @@
 //! Clusters for tests: machines in namespaces, images from Debian packages, and a registry on loopback.
 
+pub mod conformance;
 pub mod debian;
 pub mod guest;
 pub mod host;
 pub mod images;
+pub mod interrupt;
 pub mod kubectl;
 pub mod load;
 pub mod netns;

@@ -251,6 +251,7 @@ impl Bed {
             clock: client::system_clock(),
             version: "v1.37.2+coracle.0".to_owned(),
             port: 10250,
+            max_pods: 110,
             registry: self.registry.clone(),
         };
         let allow_all: Authorizer = Arc::new(|_, _| Box::pin(async { Ok(()) }));

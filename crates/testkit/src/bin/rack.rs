@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use testkit::host::eventually;
+use testkit::interrupt::interrupts;
 use testkit::load::Load;
 use testkit::rack::{GREETING, LIBRARY, Rack, WEBSITE, cpu_time, pss_bytes, written_bytes};
 
@@ -99,28 +100,6 @@ fn run(flags: &Flags) -> Result<()> {
     drop(rack);
     println!("everything is taken down");
     Ok(())
-}
-
-/// Answers whether Ctrl-C was pressed or the process was told to end; the first does not kill, so that everything is removed.
-fn interrupts() -> Result<impl Fn() -> bool> {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = flag.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            set.store(true, Ordering::Relaxed);
-        });
-    });
-    Ok(move || flag.load(Ordering::Relaxed))
 }
 
 /// Kills main while the website is loaded, then the edge, then the website's shim.
