@@ -23,13 +23,15 @@ struct Instrument {
     package: &'static str,
     /// Whether it measures, so that only a release build will do. The others take one with `--release`.
     release: bool,
+    /// Features that the binary has for it alone.
+    features: Option<&'static str>,
 }
 
 const INSTRUMENTS: &[Instrument] = &[
-    Instrument { name: "conformance", package: "testkit", release: false },
-    Instrument { name: "diff", package: "testkit", release: false },
-    Instrument { name: "bench", package: "benches", release: true },
-    Instrument { name: "torture", package: "testkit", release: false },
+    Instrument { name: "conformance", package: "testkit", release: false, features: None },
+    Instrument { name: "diff", package: "testkit", release: false, features: None },
+    Instrument { name: "bench", package: "benches", release: true, features: None },
+    Instrument { name: "torture", package: "testkit", release: false, features: Some("coracle/faults") },
 ];
 
 fn main() -> ExitCode {
@@ -81,6 +83,9 @@ fn judge(instrument: &Instrument, arguments: &[String]) -> Result {
     let release = instrument.release || arguments.iter().any(|argument| argument == "--release");
     let mut build = vec!["build", "--package", "coracle", "--package", instrument.package, "--bins"];
     build.extend(release.then_some("--release"));
+    let planted = arguments.iter().any(|argument| argument == "--planted");
+    let features = if planted { Some("coracle/planted") } else { instrument.features };
+    build.extend(features.iter().flat_map(|features| ["--features", features]));
     cargo(&build)?;
     let built = target_dir()?.join(if release { "release" } else { "debug" });
     let arguments = arguments.iter().filter(|argument| *argument != "--release");

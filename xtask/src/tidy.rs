@@ -7,21 +7,22 @@ use crate::Result;
 
 /// The arrows of the design: crate, and the workspace's crates that it may use. Tests may use more.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("planted", &[]),
     ("api", &[]),
     ("kinds", &["api"]),
-    ("store", &["api"]),
+    ("store", &["api", "planted"]),
     ("client", &["api"]),
-    ("server", &["api", "kinds", "store", "client"]),
+    ("server", &["api", "kinds", "store", "client", "planted"]),
     ("controllers", &["api", "client"]),
     ("scheduler", &["api", "client"]),
-    ("runtime", &[]),
+    ("runtime", &["planted"]),
     ("image", &[]),
     ("wire", &[]),
-    ("net", &["api", "client", "wire"]),
+    ("net", &["api", "client", "wire", "planted"]),
     ("feed", &["api", "client", "wire"]),
-    ("edge", &["wire"]),
-    ("node", &["api", "client", "net", "image", "runtime"]),
-    ("testkit", &["api"]),
+    ("edge", &["wire", "planted"]),
+    ("node", &["api", "client", "net", "image", "runtime", "planted"]),
+    ("testkit", &["api", "planted"]),
     (
         "coracle",
         &[
@@ -34,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "kinds",
             "net",
             "node",
+            "planted",
             "runtime",
             "scheduler",
             "server",

@@ -69,6 +69,10 @@ pub async fn keep(config: &Config, runtime: &Runtime, cancel: CancellationToken)
             () = cancel.cancelled() => return Ok(()),
             ended = edge.ended() => ended?,
         }
+        #[cfg(feature = "planted")]
+        if planted::on(planted::Bug::EdgeNotReplaced) {
+            return Ok(cancel.cancelled().await);
+        }
         warn!("the edge ended; starting another");
         pause = if began.elapsed() < SETTLED { (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE) } else { Duration::ZERO };
         tokio::select! {

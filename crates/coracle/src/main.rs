@@ -3,6 +3,7 @@
 mod admin;
 mod bootstrap;
 mod check;
+mod clock;
 mod cluster;
 mod config;
 mod edge_role;
@@ -104,6 +105,9 @@ enum Output {
 }
 
 fn main() -> ExitCode {
+    // Before a role gives up the file system.
+    #[cfg(feature = "planted")]
+    planted::load("/run/coracle-planted".as_ref());
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Roles and short-lived children of main; people never call them, and they must not pay for the command line's tables.
     match arguments.get(1).and_then(|argument| argument.to_str()) {

@@ -42,6 +42,7 @@ use tracing::info;
 
 use crate::admin::{self, Admin};
 use crate::bootstrap::{self, Wanted};
+use crate::clock::clock;
 use crate::cluster::{self, Cluster};
 use crate::config::Config;
 use crate::edge_role;
@@ -142,7 +143,7 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
         cluster: Cluster::open(config, &node_ips, &host_name, random)?,
         config: config.clone(),
         node_ips,
-        clock: Arc::new(Timestamp::now),
+        clock: clock(),
         rng,
         cancel: cancel.clone(),
     };

@@ -49,6 +49,10 @@ fn serve(control: OwnedFd, log: OwnedFd) -> io::Result<()> {
             },
             control::Order::Table(table) => {
                 let generation = table.generation;
+                #[cfg(feature = "planted")]
+                if planted::every(planted::Bug::EdgeDropsConnections, 5) {
+                    std::process::exit(1);
+                }
                 let zone = table.dns.clone();
                 let problems = http.replace(*table);
                 dns.replace(zone);

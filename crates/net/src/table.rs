@@ -249,6 +249,8 @@ pub fn changes(from: &Contents, to: &Contents) -> Vec<Message> {
     for set in FAMILIES.iter().flat_map(|family| family.sets()) {
         let (old, new) = (from.sets.get(set.name).unwrap_or(&none), to.sets.get(set.name).unwrap_or(&none));
         let gone = old.iter().filter(|(key, value)| new.get(*key) != Some(value));
+        #[cfg(feature = "planted")]
+        let gone = gone.filter(|(key, _)| new.contains_key(*key) || !planted::on(planted::Bug::LeakedElement));
         messages.extend(nft::delete_elements(set.name, gone.map(|(key, value)| (key.as_slice(), value))));
         let added = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
         messages.extend(nft::add_elements(set.name, added.map(|(key, value)| (key.as_slice(), value))));

@@ -262,6 +262,10 @@ pub async fn keep_alive(
     let mut last = (Pressure::default(), 0, tokio::time::Instant::now());
     loop {
         ticks.tick().await;
+        #[cfg(feature = "planted")]
+        if planted::on(planted::Bug::LeaseNotRenewed) {
+            continue;
+        }
         if let Err(error) = lease.renew(clock()).await {
             warn!(%error, "lease not renewed");
         }

@@ -299,6 +299,8 @@ impl Loop {
                 info!(pod = uid, containers = found.containers.len(), "pod adopted");
                 let adopted = adopted(&pod, &found, &mut past);
                 let half_made = adopted.containers.is_empty() && !has_addresses(&pod);
+                #[cfg(feature = "planted")]
+                let half_made = half_made || planted::on(planted::Bug::RestartOnAdoption);
                 if half_made {
                     // Its start was cut short before it was connected: it is made anew.
                     return self.begin(uid, Machine::new(pod, now), past, None);

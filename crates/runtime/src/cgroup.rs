@@ -339,6 +339,10 @@ impl Cgroups {
 
     /// Removes a group and those below it, which must be empty of processes. A missing one is no error. Blocks.
     pub(crate) fn remove(&self, group: &Path) -> io::Result<()> {
+        #[cfg(feature = "planted")]
+        if planted::on(planted::Bug::LeakedCgroup) {
+            return Ok(());
+        }
         let deadline = Instant::now() + KILL_TIMEOUT;
         for directory in self.directories(group) {
             let mut all = match tree(&directory) {

@@ -263,6 +263,10 @@ impl Link {
         if let Err(error) = self.pidfd.readable().await {
             tracing::warn!(pod = self.pod, %error, "could not watch a shim");
         }
+        #[cfg(feature = "planted")]
+        if planted::on(planted::Bug::ShimZombie) {
+            return;
+        }
         if let Some(child) = locked(&self.child).as_mut() {
             // An adopted shim is init's child.
             child.try_wait().ok();

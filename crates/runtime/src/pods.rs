@@ -348,6 +348,10 @@ impl Runtime {
             },
         };
         handle.removing.store(true, Ordering::Release);
+        #[cfg(feature = "planted")]
+        if planted::on(planted::Bug::LeakedNetns) {
+            std::mem::forget(clone_network(&handle));
+        }
         let (cgroups, group) = (self.inner.cgroups.clone(), handle.group.clone());
         blocking(move || cgroups.kill(&group)).await.map_err(io_error(format!("kill pod {pod}")))?;
         // A shim that does not answer is killed like one that does.

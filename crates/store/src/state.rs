@@ -198,6 +198,10 @@ impl Stage {
             self.check(compare).map_err(|current| Error::Conflict { index, current })?;
         }
         let lazy = ops.iter().all(|op| matches!(op, Op::PutLazily(_)));
+        #[cfg(feature = "planted")]
+        if !lazy && planted::every(planted::Bug::RevisionAgain, 50) {
+            self.revision -= 1;
+        }
         let (objects, changes) = self.write(self.revision + 1, ops);
         let commit = (!changes.is_empty()).then(|| {
             self.revision += 1;
@@ -238,6 +242,10 @@ impl Stage {
                     self.objects.insert(key.clone(), object.clone());
                     written.push(Some(object));
                     touched.push(key);
+                }
+                #[cfg(feature = "planted")]
+                Op::Delete(key) if planted::every(planted::Bug::DeleteNotApplied, 10) => {
+                    written.push(self.objects.get(&key).cloned());
                 }
                 Op::Delete(key) => {
                     written.push(self.objects.remove(&key));

@@ -92,6 +92,14 @@ impl Place {
             reached = commit.revision;
             changes.extend(commit.changes.iter().filter(|c| c.key().as_str().starts_with(&*self.prefix)).cloned());
         }
+        #[cfg(feature = "planted")]
+        if !changes.is_empty() && planted::every(planted::Bug::WatchDropsEvent, 40) {
+            changes.pop();
+        }
+        #[cfg(feature = "planted")]
+        if !changes.is_empty() && planted::every(planted::Bug::WatchDoublesEvent, 40) {
+            changes.extend(changes.last().cloned());
+        }
         self.revision = reached;
         Ok(Some(changes))
     }

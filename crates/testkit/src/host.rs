@@ -283,6 +283,16 @@ fn remove_cgroups(root: &str) -> Result<()> {
     Ok(())
 }
 
+/// Every cgroup below a lab's root, in every hierarchy.
+pub fn cgroups_below(root: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for top in hierarchies.chain(["/sys/fs/cgroup".into()]).map(|h| h.join(root)).filter(|top| top.is_dir()) {
+        walk(&top, &mut found);
+    }
+    found
+}
+
 fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
     found.push(dir.to_owned());
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

@@ -13,5 +13,6 @@ pub mod rack;
 pub mod registry;
 pub mod stand_ins;
 pub mod survival;
+pub mod torture;
 pub mod upstream;
 pub mod web;

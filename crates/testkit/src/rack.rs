@@ -88,7 +88,9 @@ impl Rack {
         Ok(())
     }
 
-    fn must_run(&mut self) -> Result<()> {
+    /// # Errors
+    /// When the server has ended; its log is in the message.
+    pub fn must_run(&mut self) -> Result<()> {
         if let Some(status) = self.server.as_mut().and_then(|server| server.try_wait().ok().flatten()) {
             bail!("the server ended ({status}):\n{}", fs::read_to_string(self.log()).unwrap_or_default());
         }

@@ -147,10 +147,28 @@ impl KeptAlive {
     /// # Errors
     /// When the connection or the certificate fails, or the server closes the connection.
     pub fn get(&mut self, path: &str) -> Result<Answer> {
-        let stream = self.reader.get_mut();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host)?;
-        stream.flush()?;
+        self.ask("GET", path, "application/json", None)
+    }
+
+    /// A request with a body, whatever its answer.
+    ///
+    /// # Errors
+    /// As [`KeptAlive::get`].
+    pub fn ask(&mut self, method: &str, path: &str, content_type: &str, body: Option<&str>) -> Result<Answer> {
+        let length = body.map(|b| format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", b.len()));
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{}\r\n", self.host, length.unwrap_or_default());
+        self.send(&format!("{head}{}", body.unwrap_or_default()))?;
         whole_answer(&mut self.reader)
+    }
+
+    /// Sends bytes that need not be a whole request.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn send(&mut self, text: &str) -> Result<()> {
+        let stream = self.reader.get_mut();
+        stream.write_all(text.as_bytes())?;
+        Ok(stream.flush()?)
     }
 }
 
@@ -280,24 +298,42 @@ impl Api {
     /// # Errors
     /// When the watch ends before.
     pub fn watch_until(&self, collection: &str, mut done: impl FnMut(&Value) -> bool) -> Result<()> {
-        let host = self.address.ip().to_string();
         let joint = if collection.contains('?') { '&' } else { '?' };
-        let path = format!("{collection}{joint}watch=1&timeoutSeconds=120");
-        let mut reader = BufReader::new(self.web.send(self.address, &host, "GET", &path, "", None)?);
-        let (status, _) = head(&mut reader)?;
-        ensure!(status == 200, "watching {collection} is answered with {status}");
-        let mut pending = Vec::new();
-        while let Some(bytes) = chunk(&mut reader)? {
-            pending.extend(bytes);
-            while let Some(end) = pending.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                let event: Value = serde_json::from_slice(&line)?;
-                if event["type"] != "BOOKMARK" && done(&event["object"]) {
-                    return Ok(());
-                }
+        let mut events = match self.watch(&format!("{collection}{joint}watch=1&timeoutSeconds=120"))? {
+            Ok(events) => events,
+            Err(status) => bail!("watching {collection} is answered with {status}"),
+        };
+        while let Some(event) = events.next()? {
+            if event["type"] != "BOOKMARK" && done(&event["object"]) {
+                return Ok(());
             }
         }
         bail!("the watch of {collection} ended")
+    }
+
+    /// Begins a watch; an answer that is none is given by its status code.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn watch(&self, path: &str) -> Result<std::result::Result<Events, u16>> {
+        let host = self.address.ip().to_string();
+        let mut reader = BufReader::new(self.web.send(self.address, &host, "GET", path, "", None)?);
+        let (status, _) = head(&mut reader)?;
+        Ok(if status == 200 { Ok(Events { reader, pending: Vec::new() }) } else { Err(status) })
+    }
+
+    /// A connection for several requests.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn open(&self) -> Result<KeptAlive> {
+        self.web.open(self.address, &self.address.ip().to_string())
+    }
+
+    /// The same, but an answer that pauses for longer than `patience` is an error.
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self { web: self.web.with_patience(patience), ..self.clone() }
     }
 
     fn call(&self, method: &str, path: &str, headers: &str, body: Option<&str>) -> Result<Value> {
@@ -310,6 +346,32 @@ impl Api {
             value["message"].as_str().unwrap_or_default()
         );
         Ok(value)
+    }
+}
+
+/// The events of a watch.
+pub struct Events {
+    reader: BufReader<Tls>,
+    pending: Vec<u8>,
+}
+
+impl Events {
+    /// The next event, or `None` when the watch has ended.
+    ///
+    /// # Errors
+    /// When the connection fails, or what comes is no event.
+    #[expect(clippy::should_implement_trait, reason = "an iterator would not stop at an error")]
+    pub fn next(&mut self) -> Result<Option<Value>> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            match chunk(&mut self.reader)? {
+                Some(bytes) => self.pending.extend(bytes),
+                None => return Ok(None),
+            }
+        }
     }
 }
 

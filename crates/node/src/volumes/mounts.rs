@@ -139,6 +139,10 @@ pub fn bind(what: &OwnedFd, place: &Path) -> io::Result<()> {
 /// # Errors
 /// When something stays mounted: nothing is deleted then, for it would be deleted from the volume itself.
 pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    #[cfg(feature = "planted")]
+    if planted::on(planted::Bug::LeakedMount) {
+        return Ok(());
+    }
     unmount_below(dir)?;
     if let Some(left) = mounted()?.into_iter().find(|place| place.starts_with(dir)) {
         return Err(io::Error::other(format!("{} is still mounted", left.display())));

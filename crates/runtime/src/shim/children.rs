@@ -282,6 +282,9 @@ impl Server {
         if let Some((id, started_at, oom)) = running {
             let oom_killed = code != 0 && oom.is_some_and(|counter| counter.read() > 0);
             let exit = Exit {
+                #[cfg(feature = "planted")]
+                exit_code: if planted::on(planted::Bug::ExitCodeLost) { 0 } else { code },
+                #[cfg(not(feature = "planted"))]
                 exit_code: code,
                 signal,
                 oom_killed,

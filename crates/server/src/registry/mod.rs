@@ -114,7 +114,13 @@ impl Registry {
     /// # Errors
     /// 404, or 504 when the revision does not arrive.
     pub async fn get(&self, at: Place<'_>, revision: u64) -> Result<Arc<Object>, Status> {
-        at.find(&self.at_least(revision).await?).cloned()
+        let snapshot = self.at_least(revision).await?;
+        #[cfg(feature = "planted")]
+        if planted::every(planted::Bug::StaleGet, 10) {
+            let earlier = self.store.snapshot_at(snapshot.revision().saturating_sub(8)).unwrap_or(snapshot);
+            return at.find(&earlier).cloned();
+        }
+        at.find(&snapshot).cloned()
     }
 
     /// The current state, once it has reached `revision`.
