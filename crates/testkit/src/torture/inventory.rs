@@ -33,7 +33,9 @@ pub fn take(rack: &Rack) -> Result<Inventory> {
         Ok(count(listed.lines().map(str::to_owned)))
     };
     let mounts = host.run(&["cat", "/proc/self/mounts"])?;
-    let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(without_numbers);
+    // What the machine's own /run had when the host was made is there as well, and goes when it goes there.
+    let ours = |place: &&str| ["/var/lib/", "/run/coracle", "/var/log/"].iter().any(|dir| place.starts_with(dir));
+    let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(ours).map(without_numbers);
     let links = host.run(&["ip", "-o", "link"])?;
     let links = links.lines().filter_map(|line| line.split(' ').nth(1)).map(without_numbers);
     let (rules, elements) = nft::look(host, &rack.lab.host_netns(0))?;

@@ -326,10 +326,11 @@ impl Torture<'_> {
     }
 
     /// The end of the server's log.
-    fn last_words(&self) -> String {
+    fn last_words(&mut self) -> String {
         let log = std::fs::read_to_string(self.victim.rack.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+        let state = if self.victim.rack.must_run().is_ok() { "the server runs" } else { "the server has ended" };
+        format!("{state}; it said\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
     }
 }
 
