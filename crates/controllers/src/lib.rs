@@ -19,6 +19,7 @@ use crate::shell::{Controller, Setting};
 
 pub mod action;
 pub mod claim;
+pub mod cluster_role_aggregation;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
@@ -129,6 +130,7 @@ fn controllers_of(config: &Config) -> Vec<Arc<dyn Controller>> {
         Arc::new(taint_eviction::TaintEviction::default()),
         Arc::new(pod_gc::PodGc::default()),
         Arc::new(service_account::ServiceAccounts),
+        Arc::new(cluster_role_aggregation::ClusterRoleAggregation::default()),
         Arc::new(root_ca::RootCas { root_ca: config.root_ca.clone() }),
     ]
 }

@@ -14,6 +14,7 @@ use cluster::{Cluster, from_yaml};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use serde_json::json;
 
 const WEB: &str = "
@@ -260,3 +261,25 @@ async fn scaling_up_and_down_ends_at_the_number_asked_for() {
 
 /// How long a test waits for a condition. In most tests time stands still while anything has to be done.
 const PATIENCE: Duration = Duration::from_secs(1000);
+
+#[tokio::test(start_paused = true)]
+async fn a_role_gathers_the_rules_of_those_that_it_selects() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    let all = "{metadata: {name: all}, aggregationRule: {clusterRoleSelectors: [{matchLabels: {to: all}}]}}";
+    client.create::<ClusterRole>(&from_yaml(all)).await.unwrap();
+    let part =
+        "{metadata: {name: part, labels: {to: all}}, rules: [{apiGroups: [''], resources: [pods], verbs: [get]}]}";
+    client.create::<ClusterRole>(&from_yaml(part)).await.unwrap();
+    let rules = async |count: usize| {
+        cluster
+            .until("the rules", async || {
+                let role = client.get::<ClusterRole>("", "all").await.unwrap();
+                (role.rules.map_or(0, |rules| rules.len()) == count).then_some(())
+            })
+            .await;
+    };
+    rules(1).await;
+    client.delete::<ClusterRole>("", "part", DeleteOptions::default()).await.unwrap();
+    rules(0).await;
+}

@@ -3,13 +3,12 @@
 //! Source: kubernetes `pkg/registry/rbac/clusterrole/strategy.go`.
 
 use api::field::Error;
-use api::validation;
+use api::{selector, validation};
 use serde_json::Value;
 
 use super::role::rule;
 use crate::kind::{Kind, Strategy};
 use crate::place::Place;
-use crate::strategy::same;
 
 pub fn kind() -> Kind {
     Kind {
@@ -20,19 +19,19 @@ pub fn kind() -> Kind {
     }
 }
 
-fn validate(role: &Value, old: Option<&Value>) -> Vec<Error> {
+fn validate(role: &Value, _: Option<&Value>) -> Vec<Error> {
     let root = Place::root(role);
     let mut errors = Vec::new();
     for one in root.child("rules").items() {
         rule(&one, false, &mut errors);
     }
-    // The roles that exist from the start are put together once, when the server writes them.
-    let initial = role["metadata"]["labels"]["kubernetes.io/bootstrapping"] == "rbac-defaults";
     let aggregation = root.child("aggregationRule");
-    let kept = old.is_some_and(|old| same(aggregation.value, &old["aggregationRule"]));
-    if aggregation.is_set() && !initial && !kept {
-        let why = "cluster roles are not put together from others; list the rules";
-        errors.push(aggregation.forbidden(format!("not supported yet by coracle: {why}")));
+    let selectors = aggregation.child("clusterRoleSelectors");
+    if aggregation.is_set() && selectors.is_empty() {
+        errors.push(selectors.required("at least one clusterRoleSelector required if aggregationRule is non-nil"));
+    }
+    for one in selectors.items() {
+        errors.extend(selector::validate_label_selector(one.value, &one.path));
     }
     errors
 }

@@ -25,15 +25,21 @@ fn rules() {
         ),
         expect![[r#"
             rules[0].nonResourceURLs: Invalid value: ["/x"]: rules cannot apply to both regular resources and non-resource URLs
-            aggregationRule: Forbidden: not supported yet by coracle: cluster roles are not put together from others; list the rules"#]],
+            aggregationRule.clusterRoleSelectors: Required value: at least one clusterRoleSelector required if aggregationRule is non-nil"#]],
     );
 }
 
 #[test]
-fn the_first_roles_may_gather_others() {
-    let role = "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: view, labels: \
-                {kubernetes.io/bootstrapping: rbac-defaults}}, rules: [], aggregationRule: {}}";
-    check(role, expect!["no errors"]);
+fn roles_may_gather_others() {
+    let role =
+        |selector: &str| object("ClusterRole", &format!("aggregationRule: {{clusterRoleSelectors: [{selector}]}}"));
+    check(&role("{matchLabels: {to: all}}"), expect!["no errors"]);
+    check(
+        &role("{matchExpressions: [{key: a, operator: In}]}"),
+        expect![
+            "aggregationRule.clusterRoleSelectors[0].matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'"
+        ],
+    );
 }
 
 #[test]
