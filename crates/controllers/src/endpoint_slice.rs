@@ -24,8 +24,8 @@ use crate::views::{Views, decode};
 
 /// Source: `--max-endpoints-per-slice`.
 const MAX_ENDPOINTS: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -40,16 +40,17 @@ pub struct Observed {
     pub slices: Vec<EndpointSlice>,
 }
 
-type Ports = Vec<(String, Option<i32>, String, Option<String>)>;
+pub(crate) type Ports = Vec<(String, Option<i32>, String, Option<String>)>;
 
 /// What tells endpoints apart; everything else about them may change in place.
-type Identity = (Vec<String>, Option<String>, Option<String>);
+pub(crate) type Identity = (Vec<String>, Option<String>, Option<String>);
 
+/// The slices to write.
 #[derive(Default)]
-struct Changes {
-    create: Vec<EndpointSlice>,
-    update: Vec<EndpointSlice>,
-    delete: Vec<EndpointSlice>,
+pub(crate) struct Changes {
+    pub create: Vec<EndpointSlice>,
+    pub update: Vec<EndpointSlice>,
+    pub delete: Vec<EndpointSlice>,
 }
 
 pub fn reconcile(observed: &Observed) -> Vec<Action> {
@@ -67,8 +68,15 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
         changes.update.extend(of_family.update);
         changes.delete.extend(of_family.delete);
     }
-    reuse(&observed.service, &mut changes);
-    actions(&observed.service, changes)
+    let service = &observed.service;
+    changes.reuse(|slice| is_owned(slice, service));
+    let namespace = service.metadata.namespace.clone().unwrap_or_default();
+    let notes = || {
+        let full_name = format!("{namespace}/{}", service.metadata.name.as_deref().unwrap_or_default());
+        let message = format!("Error updating Endpoint Slices for Service {full_name}: {{}}");
+        Notes::new(reference_to(service), None, Some(Note::warning("FailedToUpdateEndpointSlices", message)))
+    };
+    changes.actions(&namespace, service.metadata.deletion_timestamp.is_some(), &notes)
 }
 
 fn reconcile_family(observed: &Observed, spec: &ServiceSpec, family: Family) -> Changes {
@@ -167,52 +175,48 @@ fn fill(slice: &mut EndpointSlice, rest: &mut VecDeque<Endpoint>) {
     slice.endpoints.get_or_insert_default().extend(rest.drain(..room));
 }
 
-/// Slices that would be deleted become those that would be created.
-fn reuse(service: &Service, changes: &mut Changes) {
-    let mut kept = Vec::new();
-    for doomed in changes.delete.drain(..) {
-        let usable = |slice: &EndpointSlice| slice.address_type == doomed.address_type && is_owned(&doomed, service);
-        match changes.create.iter().rposition(usable) {
-            Some(index) => {
-                let mut slice = changes.create.remove(index);
-                slice.metadata = ObjectMeta { labels: slice.metadata.labels, ..doomed.metadata };
-                changes.update.push(slice);
+impl Changes {
+    /// Slices that would be deleted and are `ours` become those that would be created.
+    pub fn reuse(&mut self, ours: impl Fn(&EndpointSlice) -> bool) {
+        let mut kept = Vec::new();
+        for doomed in self.delete.drain(..) {
+            let usable = |slice: &EndpointSlice| slice.address_type == doomed.address_type && ours(&doomed);
+            match self.create.iter().rposition(usable) {
+                Some(index) => {
+                    let mut slice = self.create.remove(index);
+                    let ObjectMeta { labels, annotations, owner_references, .. } = slice.metadata;
+                    slice.metadata = ObjectMeta { labels, annotations, owner_references, ..doomed.metadata };
+                    self.update.push(slice);
+                }
+                None => kept.push(doomed),
             }
-            None => kept.push(doomed),
         }
+        self.delete = kept;
     }
-    changes.delete = kept;
-}
 
-fn actions(service: &Service, changes: Changes) -> Vec<Action> {
-    let of = Resource::of::<EndpointSlice>();
-    let namespace = service.metadata.namespace.clone().unwrap_or_default();
-    let notes = || {
-        let full_name = format!("{namespace}/{}", service.metadata.name.as_deref().unwrap_or_default());
-        let message = format!("Error updating Endpoint Slices for Service {full_name}: {{}}");
-        Notes::new(reference_to(service), None, Some(Note::warning("FailedToUpdateEndpointSlices", message)))
-    };
-    let mut actions = Vec::new();
-    // While the service is being deleted the garbage collector deletes its slices: a new one could escape it.
-    let create = changes.create.into_iter().filter(|_| service.metadata.deletion_timestamp.is_none());
-    for slice in create {
-        let (of, namespace, object) = (of.clone(), namespace.clone(), json!(slice));
-        actions.push(Action::Create { of, namespace, object, copies: 1, notes: notes() });
+    /// While what the slices belong to is being deleted the garbage collector deletes them: a new one could escape it.
+    pub fn actions(self, namespace: &str, is_ending: bool, notes: &dyn Fn() -> Notes) -> Vec<Action> {
+        let of = Resource::of::<EndpointSlice>();
+        let mut actions = Vec::new();
+        for slice in self.create.into_iter().filter(|_| !is_ending) {
+            let (of, namespace, object) = (of.clone(), namespace.to_owned(), json!(slice));
+            actions.push(Action::Create { of, namespace, object, copies: 1, notes: notes() });
+        }
+        for slice in self.update {
+            actions.push(Action::Update { of: of.clone(), subresource: None, object: json!(slice) });
+        }
+        for slice in self.delete {
+            actions.push(Action::Delete {
+                of: of.clone(),
+                namespace: namespace.to_owned(),
+                name: slice.metadata.name.unwrap_or_default(),
+                uid: slice.metadata.uid.unwrap_or_default(),
+                how: Deletion::default(),
+                notes: notes(),
+            });
+        }
+        actions
     }
-    for slice in changes.update {
-        actions.push(Action::Update { of: of.clone(), subresource: None, object: json!(slice) });
-    }
-    for slice in changes.delete {
-        actions.push(Action::Delete {
-            of: of.clone(),
-            namespace: namespace.clone(),
-            name: slice.metadata.name.unwrap_or_default(),
-            uid: slice.metadata.uid.unwrap_or_default(),
-            how: Deletion::default(),
-            notes: notes(),
-        });
-    }
-    actions
 }
 
 fn is_owned(slice: &EndpointSlice, service: &Service) -> bool {
@@ -227,7 +231,7 @@ fn is_placeholder(slice: &EndpointSlice, placeholder: &EndpointSlice) -> bool {
         && slice.metadata.owner_references == placeholder.metadata.owner_references
 }
 
-fn ports_key(ports: &[EndpointPort]) -> Ports {
+pub(crate) fn ports_key(ports: &[EndpointPort]) -> Ports {
     let key = |port: &EndpointPort| {
         let (name, protocol) = (port.name.clone().unwrap_or_default(), port.protocol.clone().unwrap_or_default());
         (name, port.port, protocol, port.app_protocol.clone())
@@ -237,7 +241,7 @@ fn ports_key(ports: &[EndpointPort]) -> Ports {
     keys
 }
 
-fn identity(endpoint: &Endpoint) -> Identity {
+pub(crate) fn identity(endpoint: &Endpoint) -> Identity {
     let target = endpoint.target_ref.as_ref();
     let target = target.map(|target| {
         format!("{}/{}", target.namespace.as_deref().unwrap_or_default(), target.name.as_deref().unwrap_or_default())
@@ -247,7 +251,7 @@ fn identity(endpoint: &Endpoint) -> Identity {
     (addresses, endpoint.hostname.clone(), target)
 }
 
-fn is_same(one: &Endpoint, other: &Endpoint) -> bool {
+pub(crate) fn is_same(one: &Endpoint, other: &Endpoint) -> bool {
     let target = |endpoint: &Endpoint| {
         endpoint.target_ref.clone().map(|target| ObjectReference { resource_version: None, ..target })
     };

@@ -169,26 +169,49 @@ fn repack(offers: &[Offer]) -> Vec<EndpointSubset> {
     by_addresses.into_iter().map(subset).collect()
 }
 
-/// Keeps what fits, ready addresses first; returns whether something was cut.
-fn truncate(subsets: &mut [EndpointSubset]) -> bool {
-    let mut room = MAX_ADDRESSES;
-    let mut is_cut = false;
-    let mut cut = |addresses: &mut Option<Vec<EndpointAddress>>| {
-        let Some(list) = addresses else { return };
-        is_cut |= list.len() > room;
-        list.truncate(room);
-        room -= list.len();
-        if list.is_empty() {
-            *addresses = None;
+/// The subsets in their fixed form, as somebody may have written them otherwise.
+pub(crate) fn repacked(subsets: &[EndpointSubset]) -> Vec<EndpointSubset> {
+    let mut offers = Vec::new();
+    for subset in subsets {
+        let ready = subset.addresses.iter().flatten().map(|address| (address, true));
+        let unready = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
+        for (address, is_ready) in ready.chain(unready) {
+            let offer = |port| Offer { address: address.clone(), port, is_ready };
+            match subset.ports.as_deref().unwrap_or_default() {
+                [] => offers.push(offer(None)),
+                ports => offers.extend(ports.iter().map(|port| offer(Some(port.clone())))),
+            }
         }
-    };
-    for subset in subsets.iter_mut() {
-        cut(&mut subset.addresses);
     }
-    for subset in subsets.iter_mut() {
-        cut(&mut subset.not_ready_addresses);
+    repack(&offers)
+}
+
+/// Keeps what fits: ready addresses before others, of each subset its share, rounded up; returns whether something was cut.
+///
+/// Source: `truncateEndpoints`.
+fn truncate(subsets: &mut [EndpointSubset]) -> bool {
+    let count = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
+    let ready: usize = subsets.iter().map(|subset| count(&subset.addresses)).sum();
+    let unready: usize = subsets.iter().map(|subset| count(&subset.not_ready_addresses)).sum();
+    if ready + unready <= MAX_ADDRESSES {
+        return false;
     }
-    is_cut
+    let only_ready = ready > MAX_ADDRESSES;
+    let (total, room) = if only_ready { (ready, MAX_ADDRESSES) } else { (unready, MAX_ADDRESSES - ready) };
+    let mut left = room;
+    for subset in subsets {
+        if only_ready {
+            subset.not_ready_addresses = None;
+        }
+        let list = if only_ready { &mut subset.addresses } else { &mut subset.not_ready_addresses };
+        let Some(addresses) = list else { continue };
+        addresses.truncate((addresses.len() * room).div_ceil(total).min(left));
+        left -= addresses.len();
+        if addresses.is_empty() {
+            *list = None;
+        }
+    }
+    true
 }
 
 /// Observes services and pods for the shell.

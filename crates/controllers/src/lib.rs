@@ -22,6 +22,7 @@ pub mod claim;
 pub mod cluster_role_aggregation;
 pub mod deployment;
 pub mod endpoint_slice;
+pub mod endpoint_slice_mirroring;
 pub mod endpoints;
 pub mod garbage;
 pub mod indexes;
@@ -123,6 +124,7 @@ fn controllers_of(config: &Config) -> Vec<Arc<dyn Controller>> {
         Arc::new(deployment::Deployments),
         Arc::new(replica_set::ReplicaSets),
         Arc::new(endpoint_slice::EndpointSlices),
+        Arc::new(endpoint_slice_mirroring::EndpointSliceMirroring),
         Arc::new(endpoints::EndpointsObjects),
         Arc::new(namespace::Namespaces::new(&config.served)),
         Arc::new(garbage::Garbage::new(&config.served)),

@@ -52,7 +52,8 @@ pub async fn run(client: &Client, wanted: &Wanted) -> Result<()> {
             replace(client, &resource("discovery.k8s.io", "endpointslices", "v1"), namespace, slice).await?;
         }
     }
-    Ok(())
+    let (endpoints, object) = (resource("", "endpoints", "v1"), api_endpoints(wanted));
+    replace(client, &endpoints, "default", object).await
 }
 
 async fn role_or_binding(client: &Client, initial: &Initial) -> Result<()> {
@@ -116,10 +117,13 @@ async fn replace(client: &Client, of: &Resource, namespace: &str, object: Value)
     let name = text(&object["metadata"]["name"]).to_owned();
     if let Created::Exists = create(client, of, namespace, object.clone()).await? {
         let existing = client.get_object(of, namespace, &name).await.map_err(failed)?.value();
-        if existing["endpoints"] != object["endpoints"] || existing["ports"] != object["ports"] {
+        let parts = ["endpoints", "ports", "subsets"].into_iter().filter(|part| object[part].is_array());
+        let stale: Vec<&str> = parts.filter(|part| existing[part] != object[part]).collect();
+        if !stale.is_empty() {
             let mut updated = existing;
-            updated["endpoints"] = object["endpoints"].clone();
-            updated["ports"] = object["ports"].clone();
+            for part in stale {
+                updated[part] = object[part].clone();
+            }
             client.update_object(of, updated).await.map_err(failed)?;
         }
     }
@@ -161,6 +165,21 @@ fn api_service(wanted: &Wanted) -> ServiceWithSlices {
         service,
         slices("default", "kubernetes", &wanted.api_ips[..1], &wanted.node_ips, &wanted.node_name, &endpoint_ports),
     )
+}
+
+/// The same as the slice, for clients that read the older kind; the label keeps it from being mirrored to another slice.
+///
+/// Source: kubernetes `pkg/controlplane/reconcilers/instancecount.go`.
+fn api_endpoints(wanted: &Wanted) -> Value {
+    let family = families(&wanted.api_ips[..1])[0];
+    let ips = wanted.node_ips.iter().filter(|ip| families(std::slice::from_ref(*ip))[0] == family).take(1);
+    let addresses: Vec<Value> = ips.map(|ip| json!({"ip": ip})).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+                     "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": addresses, "ports": [{"name": "https", "port": wanted.api_port, "protocol": "TCP"}]}],
+    })
 }
 
 fn dns_service(wanted: &Wanted) -> ServiceWithSlices {

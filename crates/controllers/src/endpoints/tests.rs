@@ -70,13 +70,19 @@ fn a_headless_service_may_have_no_ports() {
 }
 
 #[test]
-fn more_than_a_thousand_addresses_are_cut_and_marked() {
-    let mut subsets = vec![EndpointSubset {
-        addresses: Some(vec![EndpointAddress::default(); 900]),
-        not_ready_addresses: Some(vec![EndpointAddress::default(); 200]),
-        ports: None,
-    }];
-    assert!(truncate(&mut subsets));
-    let count = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
-    assert_eq!((count(&subsets[0].addresses), count(&subsets[0].not_ready_addresses)), (900, 100));
+fn more_than_a_thousand_addresses_are_cut_by_their_share() {
+    let subset = |ready: usize, unready: usize| {
+        let list = |count: usize| (count > 0).then(|| vec![EndpointAddress::default(); count]);
+        EndpointSubset { addresses: list(ready), not_ready_addresses: list(unready), ports: None }
+    };
+    let left = |mut subsets: Vec<EndpointSubset>| {
+        let is_cut = truncate(&mut subsets);
+        let count = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
+        let each = |subset: &EndpointSubset| (count(&subset.addresses), count(&subset.not_ready_addresses));
+        (is_cut, subsets.iter().map(each).collect::<Vec<_>>())
+    };
+    assert_eq!(left(vec![subset(900, 100)]), (false, vec![(900, 100)]));
+    assert_eq!(left(vec![subset(900, 200)]), (true, vec![(900, 100)]));
+    assert_eq!(left(vec![subset(600, 300), subset(300, 100)]), (true, vec![(600, 75), (300, 25)]));
+    assert_eq!(left(vec![subset(1000, 5), subset(500, 5)]), (true, vec![(667, 0), (333, 0)]));
 }

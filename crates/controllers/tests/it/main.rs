@@ -263,6 +263,36 @@ async fn scaling_up_and_down_ends_at_the_number_asked_for() {
 const PATIENCE: Duration = Duration::from_secs(1000);
 
 #[tokio::test(start_paused = true)]
+async fn endpoints_written_by_hand_are_mirrored_and_followed() {
+    let cluster = Cluster::start().await;
+    let client = &cluster.client;
+    client
+        .create::<Service>(&from_yaml("{metadata: {name: db, namespace: default}, spec: {ports: [{port: 80}]}}"))
+        .await
+        .unwrap();
+    let mut endpoints: Endpoints = from_yaml(
+        "{metadata: {name: db, namespace: default}, subsets: [{addresses: [{ip: 10.1.2.3}], ports: [{port: 80}]}]}",
+    );
+    client.create::<Endpoints>(&endpoints).await.unwrap();
+    let mirrored = async |wanted: &[&str]| {
+        cluster
+            .until("the slices", async || {
+                let slices = client.list::<EndpointSlice>("default", "kubernetes.io/service-name=db").await.unwrap();
+                let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+                let addresses: Vec<String> = endpoints.flat_map(|endpoint| endpoint.addresses.clone()).collect();
+                (addresses == wanted && slices.len() == wanted.len()).then_some(())
+            })
+            .await;
+    };
+    mirrored(&["10.1.2.3"]).await;
+    endpoints.subsets.as_mut().unwrap()[0].addresses.as_mut().unwrap()[0].ip = "10.2.3.4".to_owned();
+    client.update::<Endpoints>(&endpoints).await.unwrap();
+    mirrored(&["10.2.3.4"]).await;
+    client.delete::<Endpoints>("default", "db", DeleteOptions::default()).await.unwrap();
+    mirrored(&[]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_role_gathers_the_rules_of_those_that_it_selects() {
     let cluster = Cluster::start().await;
     let client = &cluster.client;
