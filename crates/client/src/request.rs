@@ -86,7 +86,8 @@ fn media_type(kind: PatchType) -> &'static str {
     }
 }
 
-fn path(of: &GroupResource, version: &str, namespace: &str, name: &str) -> String {
+/// The path of a collection, or of an object.
+pub fn path(of: &GroupResource, version: &str, namespace: &str, name: &str) -> String {
     let mut path =
         if of.group.is_empty() { format!("/api/{version}") } else { format!("/apis/{}/{version}", of.group) };
     // A namespace is an object too, and then not in itself.

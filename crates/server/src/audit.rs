@@ -1,7 +1,7 @@
 //! The audit log: who asked for what, and what came of it, one JSON line each, at the level of metadata.
 //!
-//! Bodies are never in it. Renewals of leases are left out, and so are reads in process and paths that name no resource:
-//! an idle cluster writes nothing. Source: apiserver `pkg/apis/audit/v1/types.go`.
+//! Bodies are never in it. Components of this process are in it with what they write. Renewals of leases are left out, and so
+//! are reads in process and paths that name no resource: an idle cluster writes nothing. Source: apiserver `pkg/apis/audit/v1/types.go`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

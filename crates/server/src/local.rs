@@ -13,17 +13,22 @@ use kinds::kind::Action;
 use serde_json::Value;
 
 use crate::admit::Warnings;
+use crate::audit;
 use crate::http::body::FieldValidation;
 use crate::http::write;
 use crate::identity::{self, User};
 use crate::path::{Attributes, Resource, selected_name};
 use crate::registry::catalog::Served;
 use crate::registry::delete::{Deleted, Options};
+use crate::registry::metadata;
 use crate::registry::select::Selection;
 use crate::registry::update::{self, Updated};
 use crate::registry::watch::{Event, Watch};
 use crate::registry::{Place, Writer, scale};
 use crate::server::Server;
+
+/// Who asks, in the audit log.
+const AGENT: &str = "coracle/in-process";
 
 /// A user's requests to a server in this process.
 pub struct Local {
@@ -42,6 +47,37 @@ impl Local {
         identity::authorize(&*self.server.authorizer, &self.user, &attributes)
     }
 
+    /// Performs a call, and has what it writes audited.
+    async fn audited(&self, call: Call) -> Result<Arc<Object>, Status> {
+        let sink = self.server.audit.clone().filter(|_| !matches!(call.verb, Verb::Get));
+        let Some(sink) = sink else { return self.perform(call).await };
+        let registry = &self.server.registry;
+        let (received, id) = (registry.now(), metadata::uuid(&registry.rng));
+        let attributes = Attributes::resource(verb(&call.verb), path(&call));
+        let mut uri = client::request::path(&call.resource, call.version, &call.namespace, &call.name);
+        if let Some(subresource) = call.subresource {
+            uri = format!("{uri}/{subresource}");
+        }
+        let success = if matches!(call.verb, Verb::Create(_)) { 201 } else { 200 };
+        let answer = self.perform(call).await;
+        let event = audit::Event {
+            id: &id,
+            received,
+            answered: registry.now(),
+            user: &self.user,
+            impersonated: None,
+            attributes: &attributes,
+            uri: &uri,
+            source: std::net::Ipv4Addr::LOCALHOST.to_string(),
+            agent: AGENT,
+            code: answer.as_ref().map_or_else(|status| status.code, |_| success),
+        };
+        if event.is_kept() {
+            sink.record(&event);
+        }
+        answer
+    }
+
     async fn perform(&self, call: Call) -> Result<Arc<Object>, Status> {
         let group = call.resource.group.to_string();
         let catalog = &self.server.registry.catalog;
@@ -49,22 +85,7 @@ impl Local {
             .find(&group, call.version, &call.resource.resource)
             .ok_or_else(|| unknown(&group, call.version, &call.resource.resource))?
             .clone();
-        let path = Resource {
-            group,
-            version: call.version.to_owned(),
-            resource: call.resource.resource.to_string(),
-            subresource: call.subresource.unwrap_or_default().to_owned(),
-            namespace: call.namespace,
-            name: call.name,
-            ..Resource::default()
-        };
-        let verb = match &call.verb {
-            Verb::Get => "get",
-            Verb::Create(_) => "create",
-            Verb::Update(_) => "update",
-            Verb::Patch(..) => "patch",
-            Verb::Delete(_) => "delete",
-        };
+        let (path, verb) = (path(&call), verb(&call.verb));
         let mut asked = path.clone();
         if served.kind.names.resource.group.is_empty() && path.resource == "namespaces" {
             // As the path `/namespaces/NAME` has it.
@@ -215,6 +236,28 @@ fn answer(at: Place<'_>, mut value: Value) -> Result<Arc<Object>, Status> {
     Ok(Draft::new(key, value).map_err(Status::internal)?.commit(revision))
 }
 
+fn path(call: &Call) -> Resource {
+    Resource {
+        group: call.resource.group.to_string(),
+        version: call.version.to_owned(),
+        resource: call.resource.resource.to_string(),
+        subresource: call.subresource.unwrap_or_default().to_owned(),
+        namespace: call.namespace.clone(),
+        name: call.name.clone(),
+        ..Resource::default()
+    }
+}
+
+fn verb(verb: &Verb) -> &'static str {
+    match verb {
+        Verb::Get => "get",
+        Verb::Create(_) => "create",
+        Verb::Update(_) => "update",
+        Verb::Patch(..) => "patch",
+        Verb::Delete(_) => "delete",
+    }
+}
+
 fn unknown(group: &str, version: &str, resource: &str) -> Status {
     let mut status = Status::no_such_resource();
     status.message = format!("{}: {group}/{version} {resource}", status.message);
@@ -223,7 +266,7 @@ fn unknown(group: &str, version: &str, resource: &str) -> Status {
 
 impl Transport for Local {
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Arc<Object>, Status>> {
-        Box::pin(self.perform(call))
+        Box::pin(self.audited(call))
     }
 
     fn list_watch(&self, scope: Scope) -> BoxFuture<'_, Result<(Listing, Box<dyn client::Watch>), Status>> {

@@ -170,3 +170,40 @@ async fn impersonation_is_for_those_who_may() {
     assert_eq!(refused.code, 403);
     assert!(refused.message().contains("User \"jane\" cannot list resource \"nodes\""), "{}", refused.message());
 }
+
+/// Keeps a line for each event.
+#[derive(Default)]
+struct Kept(std::sync::Mutex<Vec<String>>);
+
+impl server::audit::Audit for Kept {
+    fn record(&self, event: &server::audit::Event<'_>) {
+        let value = event.value();
+        let text = |path: &str| value.pointer(path).map(ToString::to_string).unwrap_or_default().replace('"', "");
+        let line = ["/user/username", "/verb", "/requestURI", "/responseStatus/code"].map(text).join(" ");
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+#[tokio::test]
+async fn what_components_write_is_audited_and_what_they_read_is_not() {
+    let kept = Arc::new(Kept::default());
+    let sink = kept.clone();
+    let cluster = Cluster::with(|config| config.audit = Some(sink)).await;
+    kept.0.lock().unwrap().clear();
+    let client = cluster.server.local(User::loopback("component"));
+    client.create_object(&MAPS, "default", map("a")).await.unwrap();
+    client.create_object(&MAPS, "default", map("a")).await.unwrap_err();
+    client.get_object(&MAPS, "default", "a").await.unwrap();
+    client.delete_object(&MAPS, "default", "a", DeleteOptions::default()).await.unwrap();
+    let leases = Resource::new("coordination.k8s.io", "v1", "leases");
+    client.create_object(&leases, "default", map("l")).await.unwrap();
+    let renewal = json!({"spec": {"renewTime": "2026-01-01T00:00:00.000000Z"}});
+    client.patch_object(&leases, "default", "l", None, PatchType::Merge, renewal).await.unwrap();
+    let expected = [
+        "component create /api/v1/namespaces/default/configmaps 201",
+        "component create /api/v1/namespaces/default/configmaps 409",
+        "component delete /api/v1/namespaces/default/configmaps/a 200",
+        "component create /apis/coordination.k8s.io/v1/namespaces/default/leases 201",
+    ];
+    assert_eq!(*kept.0.lock().unwrap(), expected);
+}
