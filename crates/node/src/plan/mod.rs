@@ -352,12 +352,18 @@ pub fn pod(pod: &Pod, cluster_domain: &str, log_root: &std::path::Path) -> Resul
         resources: resources::pod_cgroup(spec),
         sysctls: sysctls.map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone())).collect(),
         log_dir: log_root.join(format!("{namespace}_{name}_{uid}")),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::from([(
+            LABEL_GRACE.to_owned(),
+            spec.termination_grace_period_seconds.unwrap_or(30).to_string(),
+        )]),
         uid,
         namespace,
         name,
     })
 }
+
+/// The pod's own grace in seconds, for whoever stops it while no server runs.
+pub const LABEL_GRACE: &str = "coracle.dev/grace-seconds";
 
 /// The file of a container's log, relative to the pod's directory. Source: `BuildContainerLogsDirectory`.
 pub fn log_path(container: &str, attempt: i32) -> PathBuf {

@@ -33,7 +33,7 @@ const MAX_MESSAGE: usize = 4096;
 /// How long the first list of services may take.
 const SERVICES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Labels that a container keeps in the runtime, for the process that adopts it.
-pub(crate) const LABEL_SIGNAL: &str = "coracle.dev/stop-signal";
+pub const LABEL_SIGNAL: &str = "coracle.dev/stop-signal";
 
 /// A container that did not start.
 struct Failed {

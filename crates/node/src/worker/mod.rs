@@ -465,7 +465,7 @@ fn spread(id: &str, target: &probes::Target) -> Duration {
 }
 
 /// The label under which a container's stop signal is kept in the runtime.
-pub(crate) use launch::LABEL_SIGNAL;
+pub use launch::LABEL_SIGNAL;
 
 /// Removes what runs and lies around of a pod that nobody knows any more. Tries until it is done.
 pub(crate) async fn remove_orphan(shared: &Shared, uid: &str) {
