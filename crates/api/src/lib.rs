@@ -2,6 +2,7 @@
 //!
 //! Pure values: no IO, no clock, no async runtime. Types follow `k8s.io/apimachinery`.
 
+pub mod chain;
 pub mod cidr;
 pub mod field;
 pub mod json;

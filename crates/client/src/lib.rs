@@ -16,6 +16,7 @@ pub mod informer;
 pub mod queue;
 pub mod request;
 pub mod tls;
+pub mod toleration;
 pub mod typed;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use api::chain::chain;
 use api::key::GroupResource;
 use api::object::{Change, Object};
 use api::status::Status;
@@ -297,18 +298,6 @@ async fn read(response: Response<Incoming>) -> Result<Bytes, Status> {
     let body = timeout(CALL, Limited::new(response.into_body(), MAX_ANSWER).collect()).await;
     let body = body.map_err(|_| Status::timeout(format!("the answer did not end within {CALL:?}")))?;
     Ok(body.map_err(|error| Status::unavailable(format_args!("the answer broke: {}", chain(&*error))))?.to_bytes())
-}
-
-/// An error with its causes: hyper's own text says little.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn parse(server: &str) -> Result<SocketAddr, Unusable> {

@@ -10,9 +10,10 @@ use std::time::Duration;
 use api::key::{GroupResource, Key};
 use client::events::reference_to;
 use client::informer::Delta;
+use client::toleration::tolerates;
 use client::{PatchType, Resource};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
@@ -54,20 +55,6 @@ fn tolerated_for(pod: &Pod, taints: &[Taint]) -> Option<Option<Duration>> {
         }
     }
     Some(shortest)
-}
-
-/// Source: api `core/v1/toleration.go`.
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let unset_or =
-        |field: &Option<String>, value: &str| field.as_deref().is_none_or(|text| text.is_empty() || text == value);
-    if !unset_or(&toleration.effect, &taint.effect) || !unset_or(&toleration.key, &taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
-        "Exists" => true,
-        _ => false,
-    }
 }
 
 fn evict(observed: &Observed) -> Vec<Action> {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use api::chain::chain;
 use image::store::ImageStore;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
@@ -227,16 +228,6 @@ fn names_of(image: &image::store::Image) -> Vec<String> {
         return image.repo_tags.clone();
     }
     vec![image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string())]
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 fn ask(config: &Config, request: &Request, body: Option<&mut dyn Read>) -> Result<Answer> {

@@ -168,18 +168,7 @@ fn ports<'a>(spec: &PodSpec, others: impl Iterator<Item = &'a Pod>) -> Result<()
 }
 
 fn tolerated<'a>(taint: &Taint, mut tolerations: impl Iterator<Item = &'a Toleration>) -> bool {
-    tolerations.any(|toleration| {
-        let effect = toleration.effect.as_deref().unwrap_or_default();
-        let key = toleration.key.as_deref().unwrap_or_default();
-        let same_value = toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
-        (effect.is_empty() || effect == taint.effect)
-            && (key.is_empty() || key == taint.key)
-            && match toleration.operator.as_deref().unwrap_or("Equal") {
-                "Exists" => true,
-                "Equal" | "" => same_value,
-                _ => false,
-            }
-    })
+    tolerations.any(|toleration| client::toleration::tolerates(toleration, taint))
 }
 
 fn affinity_matches(spec: &PodSpec, node: &Node) -> bool {

@@ -2,10 +2,10 @@
 //!
 //! Source: kubernetes `plugins/nodeunschedulable/node_unschedulable.go`.
 
+use client::toleration::tolerates;
 use k8s_openapi::api::core::v1::Taint;
 
 use super::Refusal;
-use super::taint_toleration::tolerates;
 use crate::facts::{NodeState, PodFacts};
 
 pub fn filter(pod: &PodFacts, node: &NodeState) -> Result<(), Refusal> {

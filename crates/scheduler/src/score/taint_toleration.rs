@@ -2,8 +2,9 @@
 //!
 //! Source: kubernetes `plugins/tainttoleration/taint_toleration.go`.
 
+use client::toleration::tolerates;
+
 use crate::facts::{NodeState, PodFacts};
-use crate::filter::taint_toleration::tolerates;
 
 /// How many taints of the node would rather keep the pod away.
 pub fn intolerable(pod: &PodFacts, node: &NodeState) -> i64 {
