@@ -10,7 +10,8 @@ use api::key::GroupResource;
 use client::events::Recorder;
 use client::informer::Informers;
 use client::{Client, Clock, Resource};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -122,7 +123,8 @@ pub async fn run(config: Config, cancel: CancellationToken) {
 fn controllers_of(config: &Config) -> Vec<Arc<dyn Controller>> {
     vec![
         Arc::new(deployment::Deployments),
-        Arc::new(replica_set::ReplicaSets),
+        Arc::new(replica_set::Sets::<ReplicaSet>::default()),
+        Arc::new(replica_set::Sets::<ReplicationController>::default()),
         Arc::new(endpoint_slice::EndpointSlices),
         Arc::new(endpoint_slice_mirroring::EndpointSliceMirroring),
         Arc::new(endpoints::EndpointsObjects),

@@ -1,17 +1,21 @@
-//! ReplicaSets: as many pods as wanted, by creating and deleting them.
+//! ReplicaSets, and ReplicationControllers before them: as many pods as wanted, by creating and deleting them.
 //!
-//! Source: kubernetes `pkg/controller/replicaset/{replica_set,replica_set_utils}.go`.
+//! Source: kubernetes `pkg/controller/replicaset/{replica_set,replica_set_utils}.go`, `pkg/controller/replication`.
 
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use api::key::{GroupResource, Key};
 use client::Resource;
 use client::events::reference_to;
 use client::informer::Delta;
+use client::typed::Typed;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use serde_json::json;
 
 use crate::action::{Action, Deletion, Note, Notes};
@@ -24,12 +28,94 @@ use crate::{pod, pod_rank};
 /// Pods that one run creates or deletes at most. Source: `BurstReplicas`.
 pub const BURST: usize = 500;
 
-/// What the decision about one ReplicaSet rests on.
-pub struct Observed {
-    pub set: ReplicaSet,
+/// A ReplicaSet, or what is one but for its name and the form of its selector.
+pub trait Set: Typed + Clone + PartialEq {
+    /// The component that looks after its kind.
+    const CONTROLLER: &'static str;
+
+    fn as_set(&self) -> ReplicaSet;
+
+    /// The same with another status.
+    fn reporting(&self, status: ReplicaSetStatus) -> Self;
+}
+
+impl Set for ReplicaSet {
+    const CONTROLLER: &'static str = "replicaset-controller";
+
+    fn as_set(&self) -> ReplicaSet {
+        self.clone()
+    }
+
+    fn reporting(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+impl Set for ReplicationController {
+    const CONTROLLER: &'static str = "replication-controller";
+
+    fn as_set(&self) -> ReplicaSet {
+        let spec = self.spec.clone().unwrap_or_default();
+        // Without one it selects nothing, where the selector of a set would select everything.
+        let selector = spec.selector.filter(|labels| !labels.is_empty());
+        let nothing =
+            || LabelSelector { match_expressions: Some(vec![Default::default()]), ..LabelSelector::default() };
+        let condition = |condition: ReplicationControllerCondition| ReplicaSetCondition {
+            last_transition_time: condition.last_transition_time,
+            message: condition.message,
+            reason: condition.reason,
+            status: Some(condition.status),
+            type_: Some(condition.type_),
+        };
+        ReplicaSet {
+            metadata: self.metadata.clone(),
+            spec: ReplicaSetSpec {
+                min_ready_seconds: spec.min_ready_seconds,
+                replicas: spec.replicas,
+                selector: selector.map_or_else(nothing, |labels| LabelSelector {
+                    match_labels: Some(labels),
+                    ..LabelSelector::default()
+                }),
+                template: spec.template,
+            },
+            status: self.status.clone().map(|status| ReplicaSetStatus {
+                available_replicas: status.available_replicas,
+                conditions: status.conditions.map(|list| list.into_iter().map(condition).collect()),
+                fully_labeled_replicas: status.fully_labeled_replicas,
+                observed_generation: status.observed_generation,
+                ready_replicas: status.ready_replicas,
+                replicas: status.replicas,
+                terminating_replicas: None,
+            }),
+        }
+    }
+
+    fn reporting(&self, status: ReplicaSetStatus) -> Self {
+        let condition = |condition: ReplicaSetCondition| ReplicationControllerCondition {
+            last_transition_time: condition.last_transition_time,
+            message: condition.message,
+            reason: condition.reason,
+            status: condition.status.unwrap_or_default(),
+            type_: condition.type_.unwrap_or_default(),
+        };
+        let status = ReplicationControllerStatus {
+            available_replicas: status.available_replicas,
+            conditions: status.conditions.map(|list| list.into_iter().map(condition).collect()),
+            fully_labeled_replicas: status.fully_labeled_replicas,
+            observed_generation: status.observed_generation,
+            ready_replicas: status.ready_replicas,
+            replicas: status.replicas,
+        };
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+/// What the decision about one set rests on.
+pub struct Observed<S = ReplicaSet> {
+    pub set: S,
     /// The pods in its namespace that name it as an owner, and those without a controller.
     pub pods: Vec<Pod>,
-    /// The pods of all ReplicaSets with the same controller: to spread deletions over nodes.
+    /// The pods of all sets with the same controller: to spread deletions over nodes.
     pub related: Vec<Pod>,
     /// Why creating or deleting failed the last time.
     pub failure: Option<String>,
@@ -37,25 +123,27 @@ pub struct Observed {
 }
 
 /// Adopts and releases, creates or deletes, and reports.
-pub fn reconcile(observed: &Observed) -> Vec<Action> {
-    let Observed { set, pods, now, .. } = observed;
+pub fn reconcile<S: Set>(observed: &Observed<S>) -> Vec<Action> {
+    let Observed { set: owner, pods, now, .. } = observed;
+    let set = &owner.as_set();
     let selector = selector(&set.spec.selector);
     if selector.is_nothing() {
         return Vec::new();
     }
     let active = pods.iter().filter(|pod| pod::is_active(pod)).cloned().collect();
-    let (active, mut actions) = claim_all(set, &selector, active);
+    let (active, mut actions) = claim_all(owner, &selector, active);
     let terminating = pods.iter().filter(|pod| {
         let labels = pod.metadata.labels.clone().unwrap_or_default();
         pod::is_terminating(pod) && is_controlled_by(&pod.metadata, &set.metadata) && selector.matches(&labels)
     });
-    let status = status(observed, &active, terminating.count());
+    let status = status(observed, set, &active, terminating.count());
     let replicate =
-        || if set.metadata.deletion_timestamp.is_none() { replicate(observed, &active) } else { Vec::new() };
-    let report = (set.status.as_ref() != Some(&status)).then(|| Action::Update {
-        of: Resource::of::<ReplicaSet>(),
+        || if set.metadata.deletion_timestamp.is_none() { replicate(observed, set, &active) } else { Vec::new() };
+    let reporting = owner.reporting(status.clone());
+    let report = (reporting != *owner).then(|| Action::Update {
+        of: Resource::of::<S>(),
         subresource: Some("status"),
-        object: json!(ReplicaSet { status: Some(status.clone()), ..set.clone() }),
+        object: serde_json::to_value(reporting).unwrap_or_default(),
     });
     // Pods come first, because somebody waits for them; but what failed before may fail again, and must be reported.
     if observed.failure.is_some() {
@@ -81,10 +169,9 @@ fn wanted(set: &ReplicaSet) -> usize {
     set.spec.replicas.unwrap_or(1).try_into().unwrap_or(0)
 }
 
-fn replicate(observed: &Observed, active: &[Pod]) -> Vec<Action> {
-    let set = &observed.set;
+fn replicate<S: Set>(observed: &Observed<S>, set: &ReplicaSet, active: &[Pod]) -> Vec<Action> {
     let (have, want) = (active.len(), wanted(set));
-    let about = reference_to(set);
+    let about = reference_to(&observed.set);
     let namespace = set.metadata.namespace.clone().unwrap_or_default();
     if have < want {
         let Some(template) = &set.spec.template else { return Vec::new() };
@@ -94,7 +181,7 @@ fn replicate(observed: &Observed, active: &[Pod]) -> Vec<Action> {
             Some(Note::warning("FailedCreate", "Error creating: {}")),
         );
         let copies = (want - have).min(BURST);
-        let object = json!(pod_from(template, set));
+        let object = json!(pod_from(template, &observed.set));
         return vec![Action::Create { of: Resource::of::<Pod>(), namespace, object, copies, notes }];
     }
     let surplus = (have - want).min(BURST);
@@ -127,12 +214,13 @@ pub fn pods_to_delete<'a>(active: &'a [Pod], related: &[Pod], surplus: usize, no
     ranked
 }
 
-fn pod_from(template: &PodTemplateSpec, set: &ReplicaSet) -> Pod {
+fn pod_from(template: &PodTemplateSpec, set: &impl Set) -> Pod {
     let meta = template.metadata.clone().unwrap_or_default();
+    let owner = set.metadata();
     Pod {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", set.metadata.name.as_deref().unwrap_or_default())),
-            namespace: set.metadata.namespace.clone(),
+            generate_name: Some(format!("{}-", owner.name.as_deref().unwrap_or_default())),
+            namespace: owner.namespace.clone(),
             labels: meta.labels,
             annotations: meta.annotations,
             finalizers: meta.finalizers,
@@ -144,8 +232,7 @@ fn pod_from(template: &PodTemplateSpec, set: &ReplicaSet) -> Pod {
     }
 }
 
-fn status(observed: &Observed, active: &[Pod], terminating: usize) -> ReplicaSetStatus {
-    let set = &observed.set;
+fn status<S: Set>(observed: &Observed<S>, set: &ReplicaSet, active: &[Pod], terminating: usize) -> ReplicaSetStatus {
     let template = set.spec.template.as_ref();
     let template_labels = template.and_then(|template| template.metadata.as_ref()?.labels.clone()).unwrap_or_default();
     let fully_labeled = |pod: &&Pod| {
@@ -158,7 +245,7 @@ fn status(observed: &Observed, active: &[Pod], terminating: usize) -> ReplicaSet
     let some = |n: usize| (n > 0).then(|| count(n));
     ReplicaSetStatus {
         available_replicas: some(active.iter().filter(available).count()),
-        conditions: conditions(observed, active.len()),
+        conditions: conditions(set, observed.failure.as_ref(), active.len(), observed.now),
         fully_labeled_replicas: some(active.iter().filter(fully_labeled).count()),
         observed_generation: set.metadata.generation,
         ready_replicas: some(active.iter().filter(|pod| pod::is_ready(pod)).count()),
@@ -168,12 +255,17 @@ fn status(observed: &Observed, active: &[Pod], terminating: usize) -> ReplicaSet
 }
 
 /// The conditions with `ReplicaFailure` added, kept or removed.
-fn conditions(observed: &Observed, have: usize) -> Option<Vec<ReplicaSetCondition>> {
+fn conditions(
+    set: &ReplicaSet,
+    failure: Option<&String>,
+    have: usize,
+    now: Timestamp,
+) -> Option<Vec<ReplicaSetCondition>> {
     const FAILURE: &str = "ReplicaFailure";
-    let current = observed.set.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let current = set.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
     let exists = current.iter().any(|condition| condition.type_.as_deref() == Some(FAILURE));
-    let want = wanted(&observed.set);
-    let conditions = match &observed.failure {
+    let want = wanted(set);
+    let conditions = match failure {
         Some(_) if exists => current,
         Some(message) if have != want => {
             let failed = ReplicaSetCondition {
@@ -181,7 +273,7 @@ fn conditions(observed: &Observed, have: usize) -> Option<Vec<ReplicaSetConditio
                 status: Some("True".to_owned()),
                 reason: Some(if have < want { "FailedCreate" } else { "FailedDelete" }.to_owned()),
                 message: Some(message.clone()),
-                last_transition_time: Some(Time(observed.now)),
+                last_transition_time: Some(Time(now)),
             };
             current.into_iter().chain([failed]).collect()
         }
@@ -192,34 +284,41 @@ fn conditions(observed: &Observed, have: usize) -> Option<Vec<ReplicaSetConditio
     (!conditions.is_empty()).then_some(conditions)
 }
 
-/// Observes ReplicaSets and their pods for the shell.
-pub struct ReplicaSets;
+/// Observes sets of one kind and their pods for the shell.
+pub struct Sets<S>(PhantomData<fn() -> S>);
 
-impl Controller for ReplicaSets {
+impl<S> Default for Sets<S> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<S: Set + 'static> Controller for Sets<S> {
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        S::CONTROLLER
     }
 
     fn inputs(&self) -> Vec<GroupResource> {
-        vec![Resource::of::<ReplicaSet>().resource, Resource::of::<Pod>().resource]
+        vec![Resource::of::<S>().resource, Resource::of::<Pod>().resource]
     }
 
     fn affected(&self, delta: &Delta, views: &Views) -> Vec<Key> {
-        if delta.key.group_resource().resource == "replicasets" {
+        let of = Resource::of::<S>().resource;
+        if delta.key.group_resource() == of {
             return vec![delta.key.clone()];
         }
         let mut keys = Vec::new();
         for state in delta.states() {
             let controller = state.meta().controller();
-            if let Some(owner) = controller.filter(|owner| owner.kind == "ReplicaSet") {
-                keys.push(Key::new(&Resource::of::<ReplicaSet>().resource, &state.meta().namespace, &owner.name));
+            if let Some(owner) = controller.filter(|owner| owner.kind == S::KIND) {
+                keys.push(Key::new(&of, &state.meta().namespace, &owner.name));
             }
         }
         if let Some(orphan) = delta.new.as_ref().filter(|pod| pod.meta().controller().is_none()) {
-            let sets = views.of::<ReplicaSet>().in_namespace(&orphan.meta().namespace);
+            let sets = views.of::<S>().in_namespace(&orphan.meta().namespace);
             let wanting = sets.filter(|set| {
-                let set = decode::<ReplicaSet>(set);
-                set.is_some_and(|set| selector(&set.spec.selector).matches(&orphan.meta().labels))
+                let set = decode::<S>(set);
+                set.is_some_and(|set| selector(&set.as_set().spec.selector).matches(&orphan.meta().labels))
             });
             keys.extend(wanting.map(|set| set.key().clone()));
         }
@@ -229,28 +328,29 @@ impl Controller for ReplicaSets {
     }
 
     fn plan(&self, run: &Run<'_>) -> Vec<Action> {
-        let Some(set) = run.views.get::<ReplicaSet>(run.key) else { return Vec::new() };
+        let Some(owner) = run.views.get::<S>(run.key) else { return Vec::new() };
+        let set = owner.as_set();
         let uid = set.metadata.uid.clone().unwrap_or_default();
         let pods = run.views.of::<Pod>();
         let selector = selector(&set.spec.selector);
         let lost = orphans(pods, run.key.namespace()).filter(|pod| selector.matches(&pod.meta().labels));
         let own: Vec<Pod> = pods.owned_by(&uid).chain(lost).filter_map(|pod| decode(pod)).collect();
         let surplus = own.iter().filter(|pod| pod::is_active(pod)).count() > wanted(&set);
-        let related = if surplus { related_pods(&set, run.views) } else { Vec::new() };
-        reconcile(&Observed { set, pods: own, related, failure: run.failure.map(str::to_owned), now: run.now })
+        let related = if surplus { related_pods::<S>(&set.metadata, run.views) } else { Vec::new() };
+        reconcile(&Observed { set: owner, pods: own, related, failure: run.failure.map(str::to_owned), now: run.now })
     }
 }
 
-/// The pods of every ReplicaSet that has the same controller as this one, itself included.
-fn related_pods(set: &ReplicaSet, views: &Views) -> Vec<Pod> {
-    let Some(owner) = controller_of(&set.metadata) else {
+/// The pods of every set that has the same controller as this one, itself included.
+fn related_pods<S: Set>(set: &ObjectMeta, views: &Views) -> Vec<Pod> {
+    let Some(owner) = controller_of(set) else {
         return views
             .of::<Pod>()
-            .owned_by(set.metadata.uid.as_deref().unwrap_or_default())
+            .owned_by(set.uid.as_deref().unwrap_or_default())
             .filter_map(|pod| decode(pod))
             .collect();
     };
-    let siblings = views.of::<ReplicaSet>().owned_by(&owner.uid);
+    let siblings = views.of::<S>().owned_by(&owner.uid);
     siblings.flat_map(|sibling| views.of::<Pod>().owned_by(&sibling.meta().uid)).filter_map(|pod| decode(pod)).collect()
 }
 
@@ -412,6 +512,34 @@ mod tests {
             "{replicas: 1, fullyLabeledReplicas: 1, readyReplicas: 1, observedGeneration: 1, terminatingReplicas: 0}",
         ));
         expect!["run again after 30s"].assert_eq(&show(&reconcile(&observed(set, "a!"))));
+    }
+
+    #[test]
+    fn a_replication_controller_is_a_set_by_another_name() {
+        let controller: ReplicationController = from_yaml(
+            "{metadata: {name: web, namespace: web, uid: u-set, generation: 1}, spec: {replicas: 2, selector: {app: web}, \
+             template: {metadata: {labels: {app: web}}, spec: {containers: []}}}}",
+        );
+        let seen = |set: ReplicationController, words: &str| Observed {
+            set,
+            pods: pods(words),
+            related: Vec::new(),
+            failure: None,
+            now: at(100),
+        };
+        expect![[r#"
+            patch pods a {"metadata":{"ownerReferences":[{"apiVersion":"v1","blockOwnerDeletion":true,"controller":true,"kind":"ReplicationController","name":"web","uid":"u-set"}],"uid":"u-a"}}
+            create 1 pods web-
+            status replicationcontrollers web {"fullyLabeledReplicas":1,"observedGeneration":1,"replicas":1}"#]]
+        .assert_eq(&show(&reconcile(&seen(controller.clone(), "a?"))));
+        let told = ReplicationController {
+            status: Some(from_yaml("{replicas: 2, fullyLabeledReplicas: 2, observedGeneration: 1}")),
+            ..controller.clone()
+        };
+        assert_eq!(reconcile(&seen(told, "a b")), Vec::new(), "what is right is left alone");
+        let mut blind = controller;
+        blind.spec.get_or_insert_default().selector = None;
+        assert_eq!(reconcile(&seen(blind, "a?")), Vec::new(), "without a selector it has no pods");
     }
 
     #[test]

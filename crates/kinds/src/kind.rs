@@ -42,6 +42,8 @@ pub struct Kind {
     pub claims: Option<Claims>,
     /// Objects are removed this long after their last write.
     pub ttl: Option<Duration>,
+    /// Whether what belongs to an object stays when it is deleted and nobody says otherwise.
+    pub orphans: bool,
     /// For kinds that are answered when they are created, and never stored.
     pub answered: Option<Answer>,
 }
@@ -218,6 +220,7 @@ impl Kind {
             grace: None,
             claims: None,
             ttl: None,
+            orphans: false,
             answered: None,
         }
     }

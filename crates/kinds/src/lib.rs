@@ -28,6 +28,7 @@ pub fn registry() -> Vec<Kind> {
         core::namespace::kind(),
         core::node::kind(),
         core::pod::kind(),
+        core::replication_controller::kind(),
         core::secret::kind(),
         core::service_account::kind(),
         core::service::kind(),

@@ -3,4 +3,4 @@
 pub mod deployment;
 mod deployment_validation;
 pub mod replica_set;
-mod template;
+pub(crate) mod template;

@@ -21,22 +21,31 @@ pub fn kind() -> Kind {
             Subresource::scale(),
             Subresource::status(Strategy::status().defaulting(fill).validating(validate_status)),
         ],
-        columns: vec![
-            Column::name(),
-            Column::number("Desired", "How many pods are wanted."),
-            Column::number("Current", "How many pods there are."),
-            Column::number("Ready", "How many pods are ready."),
-            Column::age(),
-            Column::text("Containers", "The names of the template's containers.").wide(),
-            Column::text("Images", "The images of the template's containers.").wide(),
-            Column::text("Selector", "The labels of its pods.").wide(),
-        ],
+        columns: columns(),
         row: Box::new(row),
+        fields: Box::new(fields),
         ..Kind::namespaced("apps", "v1", "ReplicaSet", "replicasets").short(&["rs"]).categories(&["all"])
     }
 }
 
-fn fill(set: &mut Value) {
+pub(crate) fn columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        Column::number("Desired", "How many pods are wanted."),
+        Column::number("Current", "How many pods there are."),
+        Column::number("Ready", "How many pods are ready."),
+        Column::age(),
+        Column::text("Containers", "The names of the template's containers.").wide(),
+        Column::text("Images", "The images of the template's containers.").wide(),
+        Column::text("Selector", "The labels of its pods.").wide(),
+    ]
+}
+
+pub(crate) fn fields(set: &Value) -> Vec<(&'static str, String)> {
+    vec![("status.replicas", number(&set["status"]["replicas"]).to_string())]
+}
+
+pub(crate) fn fill(set: &mut Value) {
     let Some(spec) = object(set, "spec") else { return };
     drop_zero(spec, &["minReadySeconds"]);
     default(spec, "replicas", 1);
@@ -45,7 +54,7 @@ fn fill(set: &mut Value) {
     }
 }
 
-fn prepare(set: &mut Value, old: Option<&Value>) {
+pub(crate) fn prepare(set: &mut Value, old: Option<&Value>) {
     keep_status(set, old, &json!({"replicas": 0}));
     generation(set, old, spec_changed);
 }
@@ -67,7 +76,7 @@ fn validate_status(set: &Value, _old: Option<&Value>) -> Vec<Error> {
     errors
 }
 
-fn warnings(set: &Value, old: Option<&Value>) -> Vec<String> {
+pub(crate) fn warnings(set: &Value, old: Option<&Value>) -> Vec<String> {
     if old.is_some_and(|old| same(&old["spec"], &set["spec"])) {
         return Vec::new();
     }
@@ -78,7 +87,7 @@ fn warnings(set: &Value, old: Option<&Value>) -> Vec<String> {
     warnings
 }
 
-fn row(set: &Value, now: Timestamp) -> Vec<Value> {
+pub(crate) fn row(set: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (&set["spec"], &set["status"]);
     let containers = &spec["template"]["spec"]["containers"];
     vec![

@@ -1,4 +1,4 @@
-//! What ReplicaSets and Deployments have in common: a selector, and a template that it must match.
+//! What ReplicaSets, Deployments and ReplicationControllers have in common: a selector, and a template that it must match.
 //!
 //! Source: kubernetes `pkg/apis/apps/validation/validation.go`.
 
@@ -25,7 +25,7 @@ pub(super) fn validate(spec: &Place<'_>, old: Option<&Value>, errors: &mut Vec<E
         }
     }
     match Selector::from_json(selector.value) {
-        Ok(matcher) => template(&spec.child("template"), &matcher, errors),
+        Ok(matcher) => template(&spec.child("template"), &matcher, "ReplicaSet", errors),
         Err(_) => errors.push(selector.invalid("invalid label selector")),
     }
     if let Some(old) = old
@@ -35,7 +35,8 @@ pub(super) fn validate(spec: &Place<'_>, old: Option<&Value>, errors: &mut Vec<E
     }
 }
 
-fn template(template: &Place<'_>, selector: &Selector, errors: &mut Vec<Error>) {
+/// A template whose pods live until they are deleted, of an object of this kind.
+pub(crate) fn template(template: &Place<'_>, selector: &Selector, kind: &str, errors: &mut Vec<Error>) {
     let labels = template.child("metadata").child("labels");
     let map: BTreeMap<String, String> =
         labels.entries().map(|(key, value)| (key.to_owned(), value.text().to_owned())).collect();
@@ -48,13 +49,13 @@ fn template(template: &Place<'_>, selector: &Selector, errors: &mut Vec<Error>) 
         errors.push(spec.child("restartPolicy").not_supported(&["Always"]));
     }
     if spec.child("activeDeadlineSeconds").is_set() {
-        let detail = "activeDeadlineSeconds in ReplicaSet is not Supported";
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
         errors.push(spec.child("activeDeadlineSeconds").forbidden(detail));
     }
 }
 
 /// Counts are not negative, and no part is greater than the whole.
-pub(super) fn counts(status: &Place<'_>, parts: &[&str], others: &[&str], errors: &mut Vec<Error>) {
+pub(crate) fn counts(status: &Place<'_>, parts: &[&str], others: &[&str], errors: &mut Vec<Error>) {
     for field in ["replicas"].iter().chain(parts).chain(others) {
         status.child(field).not_negative(errors);
     }

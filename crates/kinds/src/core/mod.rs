@@ -13,6 +13,7 @@ pub mod pod_support;
 mod pod_table;
 pub(crate) mod pod_validation;
 pub(crate) mod pod_warnings;
+pub mod replication_controller;
 pub mod secret;
 pub mod service;
 pub mod service_account;

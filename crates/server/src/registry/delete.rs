@@ -10,6 +10,7 @@ use api::object::Object;
 use api::status::Status;
 use client::Propagation;
 use jiff::{SignedDuration, Timestamp};
+use kinds::kind::Kind;
 use serde_json::{Value, json};
 use store::{Compare, Op, Snapshot};
 
@@ -196,11 +197,12 @@ impl Registry {
         let kind = &at.served.kind;
         let now = self.now();
         let mut new = old.clone();
+        let propagation = options.propagation.or_else(|| default_propagation(kind, old));
         let deleting = !old["metadata"]["deletionTimestamp"].is_null();
         if finalizes(kind) {
             let contents = old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());
             if !deleting {
-                set_finalizers(&mut new, options.propagation);
+                set_finalizers(&mut new, propagation);
                 mark(&mut new, now, None);
                 new["status"]["phase"] = "Terminating".into();
                 return Step::Mark(new);
@@ -220,7 +222,7 @@ impl Registry {
             Some(grace) if !deleting => Some(grace(old, requested)).filter(|seconds| *seconds > 0),
             _ => None,
         };
-        set_finalizers(&mut new, options.propagation);
+        set_finalizers(&mut new, propagation);
         let finalizers = new["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());
         match graceful {
             Some(seconds) if seconds > 0 || finalizers => {
@@ -257,6 +259,13 @@ impl Registry {
         }
         Ok((snapshot.revision(), found))
     }
+}
+
+/// Source: apiserver `pkg/registry/generic/registry/store.go`, `shouldOrphanDependents`.
+fn default_propagation(kind: &Kind, old: &Value) -> Option<Propagation> {
+    let finalizers = old["metadata"]["finalizers"].as_array();
+    let is_decided = finalizers.is_some_and(|list| list.iter().any(|one| one == ORPHAN || one == FOREGROUND));
+    (kind.orphans && !is_decided).then_some(Propagation::Orphan)
 }
 
 /// Sets or clears the garbage collector's finalizers as the policy says; without one, they stay as they are.

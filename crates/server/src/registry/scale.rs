@@ -2,6 +2,8 @@
 //!
 //! Source: kubernetes `pkg/registry/apps/deployment/storage/storage.go` (`ScaleREST`).
 
+use std::collections::BTreeMap;
+
 use api::field;
 use api::selector::Selector;
 use api::status::Status;
@@ -22,8 +24,14 @@ pub fn of(object: &Value) -> Value {
             scale["metadata"][field] = value.clone();
         }
     }
-    // A selector that does not parse cannot have been stored; an absent one has no text form.
-    if let Ok(selector) = Selector::from_json(&object["spec"]["selector"])
+    // ReplicationControllers select by labels alone. A selector that does not parse cannot have been stored; an absent one
+    // has no text form.
+    let labels: Result<BTreeMap<String, String>, _> = serde_json::from_value(object["spec"]["selector"].clone());
+    let selector = match labels {
+        Ok(labels) => Ok(Selector::from_labels(&labels)),
+        Err(_) => Selector::from_json(&object["spec"]["selector"]),
+    };
+    if let Ok(selector) = selector
         && !selector.is_nothing()
     {
         scale["status"]["selector"] = selector.to_string().into();
