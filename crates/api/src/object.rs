@@ -97,9 +97,17 @@ impl Object {
 
     /// Appends the object's JSON, resource version included.
     pub fn write_json(&self, out: &mut BytesMut) {
+        self.write_json_from(0, out);
+    }
+
+    /// The same without the first `skipped` bytes, which end before the metadata.
+    ///
+    /// # Panics
+    /// When they do not.
+    pub fn write_json_from(&self, skipped: usize, out: &mut BytesMut) {
         let (head, tail) = self.draft.body.split_at(self.draft.splice as usize);
         out.reserve(self.draft.body.len() + 48);
-        out.put_slice(head);
+        out.put_slice(&head[skipped..]);
         out.put_slice(b"\"resourceVersion\":\"");
         out.put_slice(self.revision.to_string().as_bytes());
         out.put_slice(if tail.first() == Some(&b'}') { b"\"" } else { b"\"," });

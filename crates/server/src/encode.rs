@@ -45,6 +45,23 @@ impl Registry {
         }
     }
 
+    /// Appends the object as an element of a list, which says the kind and version once for all: upstream's lists leave them out.
+    ///
+    /// `own` is how an object of the kind begins when it says them itself: keys are stored in order, and these two come first.
+    fn write_item(&self, served: &Served, own: &[u8], object: &Object, out: &mut BytesMut) {
+        let whole = served.is_storage() && object.draft().schema == SCHEMA && object.revision != 0;
+        if whole && object.draft().body().starts_with(own) {
+            out.put_u8(b'{');
+            object.write_json_from(own.len(), out);
+        } else {
+            let mut value = self.shown(served, object);
+            if let Some(members) = value.as_object_mut() {
+                members.retain(|name, _| !["apiVersion", "kind"].contains(&name.as_str()));
+            }
+            write(out, &value);
+        }
+    }
+
     /// One object in the form that was accepted. `include` matters to tables only.
     pub fn object_json(&self, served: &Served, object: &Object, form: Form, include: Include) -> Bytes {
         let mut out = BytesMut::with_capacity(object.draft().body().len() + 64);
@@ -72,8 +89,11 @@ impl Registry {
         let size: usize = list.objects.iter().map(|object| object.draft().body().len() + 40).sum();
         match form {
             Form::Whole | Form::Metadata(_) => {
-                let head = (format!("{}List", served.kind_name()), served.api_version());
-                write_list(&head, &metadata, &list.objects, size, |object, out| self.write_json(served, object, out))
+                let (kind, version) = (served.kind_name(), served.api_version());
+                let own = format!("{{\"apiVersion\":\"{version}\",\"kind\":\"{kind}\",");
+                write_list(&(format!("{kind}List"), version), &metadata, &list.objects, size, |object, out| {
+                    self.write_item(served, own.as_bytes(), object, out);
+                })
             }
             Form::MetadataList(version) => {
                 let head = ("PartialObjectMetadataList".to_owned(), version.api_version().to_owned());

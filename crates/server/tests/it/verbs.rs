@@ -282,6 +282,19 @@ async fn lists_at_revisions() {
 }
 
 #[tokio::test]
+async fn a_list_says_its_items_kind_once_and_a_watch_each_time() {
+    let cluster = Cluster::start().await;
+    let made = cluster.post(MAPS, &map("a", "1")).await.value();
+    let list = cluster.get(MAPS).await.value();
+    assert_eq!((&list["kind"], &list["apiVersion"]), (&json!("ConfigMapList"), &json!("v1")));
+    let mut item = made.clone();
+    item.as_object_mut().unwrap().retain(|name, _| !["apiVersion", "kind"].contains(&name.as_str()));
+    assert_eq!(list["items"], json!([item]));
+    let mut watch = cluster.watch(&format!("{MAPS}?watch=1"), &[]).await;
+    assert_eq!(watch.next().await.unwrap()["object"], made);
+}
+
+#[tokio::test]
 async fn selectors() {
     let cluster = Cluster::start().await;
     let mut labelled = map("a", "1");
