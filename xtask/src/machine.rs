@@ -24,6 +24,7 @@ pub const FOR_TESTS: Packages = &[
     ("nftables", "/usr/sbin/nft"),
     ("busybox-static", "/bin/busybox"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("strace", "/usr/bin/strace"),
 ];
 
 /// One sentence with its remedy for the first thing that is missing.

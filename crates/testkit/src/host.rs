@@ -218,6 +218,11 @@ fn record(dir: &Path, what: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where labs are, each in a directory of its name.
+pub fn labs_dir() -> PathBuf {
+    PathBuf::from(LABS)
+}
+
 /// Ends the processes, and removes the namespaces, cgroups and directories that a lab's record names.
 ///
 /// # Errors

@@ -229,6 +229,32 @@ fn chunk(reader: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
     Ok((size > 0).then_some(chunk))
 }
 
+/// What a kubeconfig says; certificates and key are PEM.
+pub struct Kubeconfig {
+    pub address: SocketAddr,
+    pub authority: String,
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Kubeconfig {
+    /// # Errors
+    /// When the text is not one that coracle writes: one cluster, and one user with a certificate.
+    pub fn parse(text: &str) -> Result<Self> {
+        let field = |name: &str| -> Result<String> {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
+            Ok(line.with_context(|| format!("the kubeconfig has no {name}"))?.to_owned())
+        };
+        let pem = |name: &str| -> Result<String> { Ok(String::from_utf8(STANDARD.decode(field(name)?)?)?) };
+        Ok(Self {
+            address: field("server")?.strip_prefix("https://").context("not https")?.parse()?,
+            authority: pem("certificate-authority-data")?,
+            certificate: pem("client-certificate-data")?,
+            key: pem("client-key-data")?,
+        })
+    }
+}
+
 /// The API as its administrator sees it.
 #[derive(Clone)]
 pub struct Api {
@@ -242,15 +268,8 @@ impl Api {
     /// # Errors
     /// When the text is not one that coracle writes.
     pub fn new(netns: impl Into<PathBuf>, kubeconfig: &str) -> Result<Self> {
-        let field = |name: &str| -> Result<String> {
-            let line = kubeconfig.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
-            Ok(line.with_context(|| format!("the kubeconfig has no {name}"))?.to_owned())
-        };
-        let pem = |name: &str| -> Result<String> { Ok(String::from_utf8(STANDARD.decode(field(name)?)?)?) };
-        let server = field("server")?;
-        let address = server.strip_prefix("https://").context("not https")?.parse()?;
-        let (certificate, key) = (pem("client-certificate-data")?, pem("client-key-data")?);
-        let web = Web::new(netns, &pem("certificate-authority-data")?, Some((&certificate, &key)))?;
+        let Kubeconfig { address, authority, certificate, key } = Kubeconfig::parse(kubeconfig)?;
+        let web = Web::new(netns, &authority, Some((&certificate, &key)))?;
         Ok(Self { web, address })
     }
 

@@ -4,18 +4,18 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
 
+use super::process::Processes;
 use crate::debian::{Debian, crate_target};
-use crate::host::{Host, Lab, eventually};
+use crate::host::{Lab, eventually};
 use crate::web::Api;
 
 /// The suite whose etcd is taken: the first with 3.5, which answers consistent reads from the watch cache.
@@ -33,13 +33,7 @@ pub struct ControlPlane {
     authority_pem: String,
     admin: PathBuf,
     api: Api,
-    processes: Vec<Process>,
-}
-
-struct Process {
-    name: &'static str,
-    child: Child,
-    log: PathBuf,
+    processes: Processes,
 }
 
 impl ControlPlane {
@@ -48,8 +42,7 @@ impl ControlPlane {
     /// # Errors
     /// When a program cannot be had, ends, or is not ready in time; its log is in the message.
     pub fn start(lab: &Lab, host: usize, more: &[&str]) -> Result<Self> {
-        let etcd =
-            fs::canonicalize(Debian::in_cache(&crate_target().join("debian"), ETCD_SUITE).unpacked("etcd-server")?)?;
+        let etcd = etcd()?;
         let apiserver = super::program("kube-apiserver")?;
         let netns = lab.host_netns(host);
         let host = lab.host(host);
@@ -72,16 +65,16 @@ impl ControlPlane {
         files.client("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?;
         let admin = files.kubeconfig("kubernetes-admin", Some("system:masters"))?;
         let api = Api::new(netns, &fs::read_to_string(&admin)?)?;
-        let mut started = Self { address, authority, authority_pem, admin, api, processes: Vec::new(), dir };
-        started.spawn(host, "etcd", &etcd.join("usr/bin/etcd"), &etcd_flags(&started.dir))?;
+        let mut started = Self { address, authority, authority_pem, admin, api, processes: Processes::new(&dir), dir };
+        started.processes.spawn(host, "etcd", &etcd, &etcd_flags(&started.dir))?;
         let mut flags = apiserver_flags(&started.dir, &host.ipv4);
         flags.extend(more.iter().map(|flag| (*flag).to_owned()));
-        started.spawn(host, "kube-apiserver", &apiserver, &flags)?;
+        started.processes.spawn(host, "kube-apiserver", &apiserver, &flags)?;
         eventually(PATIENCE, "upstream's API", || {
             started.must_run()?;
             Ok(started.api.get("/readyz").is_ok().then_some(()))
         })
-        .with_context(|| started.logs())?;
+        .with_context(|| started.processes.logs())?;
         Ok(started)
     }
 
@@ -116,47 +109,32 @@ impl ControlPlane {
 
     /// Name and process id of each process, for accounting.
     pub fn pids(&self) -> Vec<(&'static str, u32)> {
-        self.processes.iter().map(|process| (process.name, process.child.id())).collect()
+        self.processes.pids()
     }
 
     /// # Errors
     /// When a process ended; the end of its log is in the message.
     pub fn must_run(&mut self) -> Result<()> {
-        for process in &mut self.processes {
-            if let Some(status) = process.child.try_wait()? {
-                bail!("{} ended ({status}):\n{}", process.name, tail(&process.log));
-            }
-        }
-        Ok(())
-    }
-
-    fn logs(&self) -> String {
-        self.processes.iter().map(|p| format!("{}:\n{}", p.name, tail(&p.log))).collect()
-    }
-
-    fn spawn(&mut self, host: &Host, name: &'static str, program: &Path, flags: &[String]) -> Result<()> {
-        let log = self.dir.join(format!("{name}.log"));
-        let file = fs::File::create(&log)?;
-        let mut command: Command = host.command(program);
-        command.args(flags).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        // nsenter becomes the program: the child's id is the program's.
-        let child = command.spawn().with_context(|| format!("could not start {name}"))?;
-        self.processes.push(Process { name, child, log });
-        Ok(())
+        self.processes.must_run()
     }
 }
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        for process in self.processes.iter_mut().rev() {
-            // One that has ended already needs no killing.
-            let _ = process.child.kill();
-            let _ = process.child.wait();
-        }
+        self.processes.stop();
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("{} was not removed: {error}", self.dir.display());
         }
     }
+}
+
+/// The program etcd.
+///
+/// # Errors
+/// When the package cannot be had.
+pub fn etcd() -> Result<PathBuf> {
+    let tree = Debian::in_cache(&crate_target().join("debian"), ETCD_SUITE).unpacked("etcd-server")?;
+    Ok(fs::canonicalize(tree)?.join("usr/bin/etcd"))
 }
 
 fn etcd_flags(dir: &Path) -> Vec<String> {
@@ -266,11 +244,4 @@ impl Files<'_> {
         );
         self.write(&format!("{file}.kubeconfig"), &text)
     }
-}
-
-/// The last lines of a log.
-fn tail(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
 }
