@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
+    ("benches", &["runtime", "testkit"]),
     ("xtask", &[]),
 ];
 
@@ -54,7 +55,7 @@ const LONGEST: usize = 800;
 pub fn check(root: &Path) -> Result {
     let mut problems = Vec::new();
     let mut manifests: Vec<PathBuf> = read_dir(&root.join("crates"));
-    manifests.push(root.join("xtask"));
+    manifests.extend(["benches", "xtask"].map(|name| root.join(name)));
     for dir in manifests {
         let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         arrows(&name, &dir.join("Cargo.toml"), &mut problems);
