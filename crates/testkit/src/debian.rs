@@ -57,6 +57,34 @@ impl Debian {
         }
     }
 
+    /// The sources of `package` as their authors released them, without Debian's changes.
+    ///
+    /// # Errors
+    /// When apt cannot fetch them; the message holds apt's own.
+    pub fn original_source(&self, package: &str) -> Result<PathBuf> {
+        let done = self.cache.join("sources").join(package);
+        let _one = FETCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if done.is_dir() {
+            return Ok(done);
+        }
+        let apt = self.cache.join("apt-sources");
+        if !apt.join("lists.done").exists() {
+            self.prepare(&apt, "deb-src")?;
+        }
+        let scratch = Scratch::below(&self.cache)?;
+        run(apt_get(&apt).current_dir(&scratch.0).args(["source", "--download-only", package]))
+            .with_context(|| format!("could not fetch the sources of {package} of Debian {}", self.suite))?;
+        let files = fs::read_dir(&scratch.0)?.flatten().map(|entry| entry.path());
+        let mut archives = files.filter(|path| path.to_string_lossy().contains(".orig.tar"));
+        let archive = archives.next().with_context(|| format!("{package} has no original sources"))?;
+        let tree = scratch.0.join("tree");
+        fs::create_dir(&tree)?;
+        run(Command::new("tar").arg("--strip-components=1").arg("-C").arg(&tree).arg("-xf").arg(&archive))?;
+        fs::create_dir_all(done.parent().expect("joined above"))?;
+        fs::rename(&tree, &done).with_context(|| format!("could not keep the sources of {package}"))?;
+        Ok(done)
+    }
+
     /// The package on which `package`, an empty one that always means the newest, depends.
     ///
     /// # Errors
@@ -75,6 +103,10 @@ impl Debian {
     /// # Errors
     /// When apt does not know it.
     pub fn libraries_of(&self, package: &str) -> Result<Vec<String>> {
+        let kept = self.cache.join("libraries-of").join(package);
+        if let Ok(names) = fs::read_to_string(&kept) {
+            return Ok(names.lines().map(str::to_owned).collect());
+        }
         let _one = FETCH.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let apt = self.prepared()?;
         let output = apt_with("apt-cache", &apt)
@@ -89,6 +121,8 @@ impl Debian {
         let mut names: Vec<String> = names.map(str::to_owned).collect();
         names.sort();
         names.dedup();
+        fs::create_dir_all(kept.parent().expect("joined above"))?;
+        fs::write(kept, names.join("\n"))?;
         Ok(names)
     }
 
@@ -96,7 +130,7 @@ impl Debian {
     fn prepared(&self) -> Result<PathBuf> {
         let apt = self.cache.join("apt");
         if !apt.join("lists.done").exists() {
-            self.prepare(&apt)?;
+            self.prepare(&apt, "deb")?;
         }
         Ok(apt)
     }
@@ -115,13 +149,13 @@ impl Debian {
         bail!("apt-get download {package} left no .deb behind")
     }
 
-    /// Writes the private sources and fetches the suite's package lists.
-    fn prepare(&self, apt: &Path) -> Result<()> {
+    /// Writes the private sources and fetches the suite's lists, of packages (`deb`) or of sources (`deb-src`).
+    fn prepare(&self, apt: &Path, types: &str) -> Result<()> {
         for directory in ["sources", "lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(apt.join(directory))?;
         }
         let mirror = Mirror::of_this_machine(Path::new("/etc/apt"))?;
-        fs::write(apt.join("sources/suite.sources"), mirror.sources(&self.suite))?;
+        fs::write(apt.join("sources/suite.sources"), mirror.sources(types, &self.suite))?;
         run(apt_get(apt).arg("update")).with_context(|| {
             format!("could not fetch the package lists of Debian {} from {}", self.suite, mirror.uri)
         })?;
@@ -215,9 +249,9 @@ impl Mirror {
             .then(|| Mirror { uri, signed_by: signed_by.map(str::to_owned) })
     }
 
-    fn sources(&self, suite: &str) -> String {
+    fn sources(&self, types: &str, suite: &str) -> String {
         let signed_by = self.signed_by.as_deref().unwrap_or("/usr/share/keyrings/debian-archive-keyring.gpg");
-        format!("Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: {signed_by}\n", self.uri)
+        format!("Types: {types}\nURIs: {}\nSuites: {suite}\nComponents: main\nSigned-By: {signed_by}\n", self.uri)
     }
 }
 

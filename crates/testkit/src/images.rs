@@ -134,14 +134,23 @@ impl BuiltImage {
         }
     }
 
-    /// The same image with other layers on top and members of `config` replaced.
+    /// The same image with other layers on top and members of `config` replaced. What is below stays as it is.
     pub fn extend(&self, config: &Value, more: &[Vec<u8>], compression: Compression) -> BuiltImage {
         let mut base: Value = serde_json::from_slice(&self.config.bytes).expect("built here");
         for (key, value) in config.as_object().into_iter().flatten() {
             base["config"][key] = value.clone();
         }
-        let tars: Vec<Vec<u8>> = self.tars.iter().map(|tar| tar.to_vec()).chain(more.iter().cloned()).collect();
-        BuiltImage::new(base["config"].clone(), &tars, compression)
+        let mut layers = self.layers.clone();
+        for tar in more {
+            let layer = Blob::new(format!("{OCI_LAYER}{}", compression.suffix()), compression.compress(tar));
+            let of_tar = if compression == Compression::None { layer.digest.clone() } else { digest(tar) };
+            for (list, entry) in [("/rootfs/diff_ids", json!(of_tar)), ("/history", json!({"created_by": "testkit"}))] {
+                base.pointer_mut(list).and_then(Value::as_array_mut).expect("built here").push(entry);
+            }
+            layers.push(layer);
+        }
+        let built = BuiltImage::from_parts(Blob::json(OCI_CONFIG, &base), layers, more);
+        BuiltImage { tars: self.tars.iter().cloned().chain(built.tars).collect(), ..built }
     }
 
     pub fn blobs(&self) -> impl Iterator<Item = &Blob> {

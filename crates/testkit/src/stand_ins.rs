@@ -30,8 +30,15 @@ pub(crate) const GROUP: &str =
 /// # Errors
 /// When the package cannot be fetched.
 pub fn busybox(debian: &Debian) -> Result<BuiltImage> {
-    let program = debian.unpacked("busybox-static")?.join("usr/bin/busybox");
-    let listed = Command::new(&program).arg("--list").output().with_context(|| format!("could not run {program:?}"))?;
+    busybox_of(&debian.unpacked("busybox-static")?.join("usr/bin/busybox"))
+}
+
+/// The same with another build of busybox.
+///
+/// # Errors
+/// When it cannot be run.
+pub fn busybox_of(program: &Path) -> Result<BuiltImage> {
+    let listed = Command::new(program).arg("--list").output().with_context(|| format!("could not run {program:?}"))?;
     ensure!(listed.status.success(), "{program:?} --list failed");
     let applets = String::from_utf8(listed.stdout).context("applet names are not text")?;
     let mut layer = Layer::new();
@@ -39,7 +46,7 @@ pub fn busybox(debian: &Debian) -> Result<BuiltImage> {
         layer = layer.dir(directory, 0o755);
     }
     layer = layer.dir("root", 0o700).dir("tmp", 0o1777).dir("var/spool", 0o755).dir("var/spool/mail", 0o755);
-    layer = layer.file("bin/busybox", 0o755, &fs::read(&program)?);
+    layer = layer.file("bin/busybox", 0o755, &fs::read(program)?);
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         layer = layer.hard_link(&format!("bin/{applet}"), "bin/busybox");
     }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::images::{self, MIRRORED};
-use super::tools::Tools;
+use super::images::{MIRRORED, offer};
+use super::tools::{Tools, root};
 use crate::debian::Debian;
 use crate::host::{Lab, eventually};
+use crate::images::digest;
 use crate::netns::within;
 use crate::registry::Registry;
 use crate::web::Api;
@@ -19,6 +20,12 @@ use crate::web::Api;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Tests of the garbage collector make as many pods as half of the node takes.
 const MAX_PODS: &str = "60";
+
+/// A lab's name is the machine's, so that each checkout has one of its own.
+fn lab_name() -> String {
+    let of_checkout = digest(root().as_os_str().as_encoded_bytes());
+    format!("cf{}", of_checkout.chars().skip("sha256:".len()).take(6).collect::<String>())
+}
 
 /// A running cluster; dropping it takes everything down.
 pub struct Cluster {
@@ -35,12 +42,12 @@ impl Cluster {
     /// # Errors
     /// When an image cannot be made, or the server ends or is not ready in time.
     pub fn start(binary: &Path, tools: &Tools, log: &Path) -> Result<Self> {
-        let mut lab = Lab::new("conform")?;
+        let mut lab = Lab::new(&lab_name())?;
         lab.add_host("node-1")?;
         let host = lab.host(0);
         let listener = within(&lab.host_netns(0), || Ok(TcpListener::bind("127.0.0.1:5000")?))?;
         let registry = Registry::serve(listener)?;
-        images::offer(&registry, tools, &Debian::new()).context("could not make the images of the suite")?;
+        offer(&registry, tools, &Debian::new()).context("could not make the images of the suite")?;
         fs::write(host.dir.join("etc/coracle/registries.yaml"), registry.registries_yaml(MIRRORED))?;
         // What the mirror does not have is asked of the registry itself, which no test may wait for.
         host.run(&["sh", "-c", "echo nameserver 127.0.0.1 > /etc/resolv.conf"])?;

@@ -36,7 +36,7 @@ const PAGE: &str = "<!doctype html><title>nginx</title>\n";
 /// # Errors
 /// When a package cannot be fetched or a program is not built.
 pub fn offer(registry: &Registry, tools: &Tools, debian: &Debian) -> Result<()> {
-    let busybox = stand_ins::busybox(debian)?;
+    let busybox = stand_ins::busybox_of(&tools.busybox(debian)?)?;
     let network = with_programs(debian, Layer::new(), NETWORK_PROGRAMS)?.finish();
     let agnhost = agnhost(tools, &busybox, &network)?;
     let of_tests = |name: &str, tag: &str, image: &BuiltImage| {

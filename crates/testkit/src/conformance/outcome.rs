@@ -169,12 +169,13 @@ fn outcome(test: &Test, spec: &Value) -> Outcome {
     }
 }
 
-/// How long a reason may be.
-const REASON: usize = 400;
+/// How long a reason may be, and a line of it: what was found instead of what was expected can be pages long.
+const REASON: usize = 600;
+const LINE: usize = 200;
 
 /// What a message says, without what gomega and Go add: types and addresses of values, and the fields of error structures.
 pub fn one_line(message: &str) -> String {
-    let mut kept: Vec<&str> = Vec::new();
+    let mut kept: Vec<String> = Vec::new();
     let mut depth = 0_i32;
     for line in message.lines() {
         let trimmed = line.trim();
@@ -188,6 +189,7 @@ pub fn one_line(message: &str) -> String {
         // `<int>: 1`, and `<*errors.StatusError | 0xc0008>:` with the text on the next line.
         let value =
             trimmed.strip_prefix('<').and_then(|typed| Some(typed.split_once(">:")?.1.trim())).unwrap_or(trimmed);
+        let value = shortened(value, LINE);
         if !noise && !value.is_empty() && kept.last() != Some(&value) {
             kept.push(value);
         }
@@ -196,12 +198,17 @@ pub fn one_line(message: &str) -> String {
     if line.is_empty() {
         line = message.split_whitespace().collect::<Vec<_>>().join(" ");
     }
-    if line.len() > REASON {
-        let end = (0..=REASON).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
-        line.truncate(end);
-        line.push('…');
+    shortened(&line, REASON)
+}
+
+/// At most `limit` bytes of a text: its begin and its end.
+fn shortened(text: &str, limit: usize) -> String {
+    if text.len() <= limit {
+        return text.to_owned();
     }
-    line
+    let head = (0..=limit / 2).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let tail = (text.len() - limit / 2..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    format!("{} … {}", &text[..head], &text[tail..])
 }
 
 #[cfg(test)]
@@ -254,6 +261,8 @@ occurred";
             "creating: unexpected error when waiting: the server could not find the requested resource"
         );
         assert_eq!(one_line("Expected\n    <int>: 1\nto equal\n    <int>: 2"), "Expected 1 to equal 2");
-        assert!(one_line(&"x".repeat(1000)).len() < 410);
+        let long = format!("begin {} end", "x".repeat(1000));
+        let line = one_line(&long);
+        assert!(line.starts_with("begin x") && line.ends_with("x end") && line.len() < 210, "{line}");
     }
 }

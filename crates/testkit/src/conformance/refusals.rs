@@ -1,5 +1,6 @@
 //! Which requests of a test the server refused, out of its audit log: the suite puts the test's name into its user agent.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -72,10 +73,10 @@ impl Refusals {
         }
     }
 
-    /// What a test was refused. Asking for what is not there is how tests wait, so that comes last.
+    /// What a test was refused. Asking for what is not there is how tests wait, so that comes last, the longest wait first.
     pub fn of(&self, test: &str) -> Vec<String> {
         let mut found: Vec<_> = self.by_test.get(test).into_iter().flatten().collect();
-        found.sort_by_key(|(refused, _)| refused.starts_with("404 get"));
+        found.sort_by_key(|(refused, times)| (refused.starts_with("404 get"), Reverse(*times)));
         found
             .iter()
             .map(|(refused, times)| if *times > 1 { format!("{refused} ({times}×)") } else { refused.clone() })
@@ -113,7 +114,9 @@ mod tests {
         refusals.read_on().unwrap();
         File::options().append(true).open(&log).unwrap().write_all(line(404, "get", agent).as_bytes()).unwrap();
         refusals.read_on().unwrap();
-        assert_eq!(refusals.of("[sig-node] a"), ["422 create /api/v1/x", "404 get /api/v1/x (2×)"]);
+        refusals.line(&line(404, "get", agent).replace("/x", "/once"));
+        let expected = ["422 create /api/v1/x", "404 get /api/v1/x (2×)", "404 get /api/v1/once"];
+        assert_eq!(refusals.of("[sig-node] a"), expected);
         assert!(refusals.of("[sig-node] b").is_empty());
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::outcome::{Outcome, State};
 use super::suite::AREAS;
-use super::tools::RELEASE;
+use crate::upstream::RELEASE;
 
 /// What is known of one test beyond its outcome.
 #[derive(Clone, Debug)]
@@ -189,10 +189,16 @@ pub fn failures(tests: &[Judged], causes: usize) -> String {
         line(&format!("{} ({})", outcome.test.name, outcome.test.file));
         line(&format!("    {}: {}", outcome.place, outcome.reason()));
         judged.causes.iter().take(causes).for_each(|cause| line(&format!("    {}", super::outcome::one_line(cause))));
-        let telling = judged.refused.iter().filter(|refused| !refused.starts_with("404 get"));
-        telling.take(causes).for_each(|refused| line(&format!("    refused: {refused}")));
+        telling(judged).take(causes).for_each(|refused| line(&format!("    refused: {refused}")));
     }
     text
+}
+
+/// The refusals that may explain a failure: what was asked for in vain again and again only when there is nothing else.
+fn telling(judged: &Judged) -> impl Iterator<Item = &String> {
+    let is_wait = |refused: &str| refused.starts_with("404 get");
+    let only_waits = judged.causes.is_empty() && judged.refused.iter().all(|refused| is_wait(refused));
+    judged.refused.iter().filter(move |refused| !is_wait(refused) || (only_waits && refused.ends_with("×)")))
 }
 
 /// The log's lines between two times that name one of the namespaces or are warnings, at most `most` of them, the last ones.

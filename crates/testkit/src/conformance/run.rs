@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::cluster::Cluster;
 use super::objects::{Keeper, causes};
@@ -16,9 +16,10 @@ use super::progress::{Ended, Progress};
 use super::refusals::Refusals;
 use super::report::{self, Circumstances, Count, Judged};
 use super::suite::{self, Chosen, Selection, TWO_NODES, Test};
-use super::tools::{RELEASE, Tools, root, target};
+use super::tools::{Tools, root, target};
 use crate::host::checked;
 use crate::interrupt::interrupts;
+use crate::upstream::RELEASE;
 
 /// What typed clients speak: coracle does not serve protobuf yet. The dynamic clients speak JSON anyway.
 pub const CONTENT_TYPE: &str = "application/json";
@@ -37,7 +38,7 @@ const CAUSES_PRINTED: usize = 3;
 /// When the suite cannot be built or started.
 pub fn run(options: &Options) -> Result<bool> {
     let interrupted = interrupts()?;
-    let tools = Tools::prepare(|what| println!("{what} …"))?;
+    let tools = Tools::find()?;
     let list = tools.source("test/conformance/testdata/conformance.yaml")?;
     let tests = suite::parse(&String::from_utf8_lossy(&list))?;
     suite::check_totals(&tests)?;
@@ -46,6 +47,8 @@ pub fn run(options: &Options) -> Result<bool> {
     if chosen.run.is_empty() {
         return Ok(true);
     }
+    let _alone = alone()?;
+    tools.build()?;
     let began = Instant::now();
     let date = now();
     let log = target().join("server.log");
@@ -74,6 +77,14 @@ pub fn run(options: &Options) -> Result<bool> {
         release_build: !cfg!(debug_assertions),
     };
     conclude(options, &circumstances, &judged, &reported.suite_failures)
+}
+
+/// Held while a run goes on: another one would take its cluster away.
+fn alone() -> Result<File> {
+    fs::create_dir_all(target())?;
+    let lock = File::create(target().join("lock"))?;
+    ensure!(lock.try_lock().is_ok(), "another run goes on in this checkout");
+    Ok(lock)
 }
 
 fn selection(options: &Options) -> Result<Selection> {

@@ -4,28 +4,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
+use serde_json::Value;
 
+use crate::debian::Debian;
 use crate::host::checked;
 use crate::images::digest;
+use crate::upstream::{bin_dir, build, require_go};
 
-/// The release whose suite is run.
-pub const RELEASE: &str = "v1.37.2";
-
-/// Programs that are built, by package.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
-    ("ginkgo", "github.com/onsi/ginkgo/v2/ginkgo"),
-    ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
-    ("nonewprivs", "k8s.io/kubernetes/test/images/nonewprivs"),
-    ("sample-apiserver", "k8s.io/sample-apiserver"),
+/// What is built: name, how, package.
+const PROGRAMS: &[(&str, &[&str], &str)] = &[
+    ("agnhost", &["build"], "k8s.io/kubernetes/test/images/agnhost"),
+    ("e2e.test", &["test", "-c"], "k8s.io/kubernetes/test/e2e"),
+    ("ginkgo", &["build"], "github.com/onsi/ginkgo/v2/ginkgo"),
+    ("kubectl", &["build"], "k8s.io/kubernetes/cmd/kubectl"),
+    ("nonewprivs", &["build"], "k8s.io/kubernetes/test/images/nonewprivs"),
+    ("sample-apiserver", &["build"], "k8s.io/sample-apiserver"),
 ];
-const SUITE: (&str, &str) = ("e2e.test", "k8s.io/kubernetes/test/e2e");
 
 /// The built programs and upstream's sources.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    bin: PathBuf,
+    /// What programs are built from; another one means building anew.
+    stamp: String,
     /// The directory of k8s.io/kubernetes.
     pub sources: PathBuf,
 }
@@ -42,56 +43,68 @@ pub fn target() -> PathBuf {
 }
 
 impl Tools {
-    /// Builds what is missing. `say` is told what takes long.
+    /// Finds Go and the module; builds nothing yet.
     ///
     /// # Errors
-    /// Without Go, or when something does not build.
-    pub fn prepare(say: impl Fn(&str)) -> Result<Self> {
+    /// Without Go, or when the module cannot be fetched.
+    pub fn find() -> Result<Self> {
+        require_go()?;
         let module = root().join("conformance");
-        let described = fs::read_to_string(module.join("go.mod")).context("conformance/go.mod")?;
-        let wanted = wanted_version(&described)?;
-        let go = || {
-            let mut go = Command::new("go");
-            go.current_dir(&module).env("CGO_ENABLED", "0");
-            go
-        };
-        let Ok(output) = go().args(["env", "GOVERSION"]).output() else {
-            bail!(
-                "the suite is built with Go {wanted} or newer, and there is no `go` here: install it from \
-                 https://go.dev/dl/ or with your distribution's package manager, and put it into PATH"
-            );
-        };
-        ensure!(
-            output.status.success(),
-            "`go` does not work: {}; the suite needs Go {wanted} or newer from https://go.dev/dl/",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        let bin = target().join("bin");
-        fs::create_dir_all(&bin)?;
+        let go = |arguments: &[&str]| checked(Command::new("go").current_dir(&module).args(arguments));
         let locked = fs::read(module.join("go.sum")).context("conformance/go.sum")?;
-        let stamp = format!("{} {}", digest(&locked), String::from_utf8_lossy(&output.stdout).trim());
-        for (name, package) in PROGRAMS.iter().chain([&SUITE]) {
-            let (program, mark) = (bin.join(name), bin.join(format!("{name}.built-from")));
-            if program.exists() && fs::read_to_string(&mark).is_ok_and(|built| built == stamp) {
-                continue;
+        let stamp = format!("{} {}", digest(&locked), go(&["env", "GOVERSION"])?.trim());
+        let found = go(&["mod", "download", "-json", "k8s.io/kubernetes"]).context("could not fetch the suite")?;
+        let found: Value = serde_json::from_str(&found).context("go mod download -json")?;
+        let sources = found["Dir"].as_str().context("go mod download names no directory")?;
+        Ok(Self { sources: PathBuf::from(sources), stamp })
+    }
+
+    /// Builds what is missing, or was built from another module.
+    ///
+    /// # Errors
+    /// When something does not build.
+    pub fn build(&self) -> Result<()> {
+        for (name, how, package) in PROGRAMS {
+            let (program, mark) = (self.program(name), bin_dir().join(format!("{name}.built-from")));
+            if !program.exists() || fs::read_to_string(&mark).ok().as_ref() != Some(&self.stamp) {
+                build(how, package, &program)?;
+                fs::write(mark, &self.stamp)?;
             }
-            say(&format!("building {name} of {RELEASE}, which is kept"));
-            let mut command = go();
-            match *name {
-                "e2e.test" => command.args(["test", "-c"]),
-                _ => command.arg("build"),
-            };
-            command.args(["-trimpath", "-ldflags", &link_flags(), "-o"]).arg(&program).arg(package);
-            checked(&mut command).with_context(|| format!("could not build {package}"))?;
-            fs::write(mark, &stamp)?;
         }
-        let sources = checked(go().args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"]))?;
-        Ok(Self { bin, sources: PathBuf::from(sources.trim()) })
+        Ok(())
     }
 
     /// A built program.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.bin.join(name)
+        bin_dir().join(name)
+    }
+
+    /// busybox as its authors release it. Debian's shell drops variables with names such as `data-1`, which tests ask for.
+    ///
+    /// # Errors
+    /// When its sources cannot be fetched, or it does not build.
+    pub fn busybox(&self, debian: &Debian) -> Result<PathBuf> {
+        let program = self.program("busybox");
+        if program.exists() {
+            return Ok(program);
+        }
+        println!("building busybox, which is kept …");
+        let sources = debian.original_source("busybox")?;
+        let make = |arguments: &[&str]| {
+            let mut make = Command::new("make");
+            checked(make.arg("-C").arg(&sources).args(arguments)).context("busybox is built with make and a C compiler")
+        };
+        make(&["defconfig"])?;
+        let config = sources.join(".config");
+        let chosen = fs::read_to_string(&config)?
+            .replace("# CONFIG_STATIC is not set", "CONFIG_STATIC=y")
+            // Of a queueing discipline that newer kernels' headers do not know.
+            .replace("CONFIG_TC=y", "# CONFIG_TC is not set");
+        fs::write(&config, chosen)?;
+        make(&["silentoldconfig"])?;
+        make(&["-j", "2", "busybox"])?;
+        fs::copy(sources.join("busybox"), &program).context("could not keep busybox")?;
+        Ok(program)
     }
 
     /// A file of upstream's sources.
@@ -101,32 +114,5 @@ impl Tools {
     pub fn source(&self, path: &str) -> Result<Vec<u8>> {
         let path = self.sources.join(path);
         fs::read(&path).with_context(|| format!("could not read {}", path.display()))
-    }
-}
-
-/// No symbols, and the version that upstream's own build would put in.
-fn link_flags() -> String {
-    let version = "k8s.io/component-base/version";
-    let minor = RELEASE.split('.').nth(1).unwrap_or_default();
-    format!(
-        "-s -w -X {version}.gitVersion={RELEASE} -X {version}.gitMajor=1 -X {version}.gitMinor={minor} -X {version}.gitTreeState=clean"
-    )
-}
-
-/// The version of Go that a module asks for.
-fn wanted_version(module: &str) -> Result<&str> {
-    let line = module.lines().find_map(|line| line.strip_prefix("go "));
-    line.map(str::trim).context("conformance/go.mod names no version of Go")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_module_says_which_go_it_needs() {
-        assert_eq!(wanted_version("module m\n\ngo 1.26.0\n").unwrap(), "1.26.0");
-        assert!(wanted_version("module m\n").is_err());
-        assert!(link_flags().contains("gitMinor=37 "), "{}", link_flags());
     }
 }

@@ -21,7 +21,7 @@ pub const RELEASE: &str = "v1.37.2";
 pub fn program(name: &str) -> Result<PathBuf> {
     let built = bin_dir().join(name);
     if !built.is_file() {
-        build(&format!("k8s.io/kubernetes/cmd/{name}"), &built)?;
+        build(&["build"], &format!("k8s.io/kubernetes/cmd/{name}"), &built)?;
     }
     fs::canonicalize(&built).with_context(|| format!("could not find {}", built.display()))
 }
@@ -35,7 +35,9 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn build(package: &str, to: &Path) -> Result<()> {
+/// Builds a package of the module by `how`: `go build`, or `go test -c` for one that is a test. Without C, so that the program
+/// runs on any machine and in any image.
+pub(crate) fn build(how: &[&str], package: &str, to: &Path) -> Result<()> {
     require_go()?;
     fs::create_dir_all(bin_dir())?;
     // Whole or not at all: a build that is interrupted leaves nothing that looks finished.
@@ -43,7 +45,9 @@ fn build(package: &str, to: &Path) -> Result<()> {
     eprintln!("building {package} {RELEASE}, once; this takes minutes …");
     let status = Command::new("go")
         .current_dir(workspace().join("conformance"))
-        .args(["build", "-trimpath", "-ldflags", &linker_flags(), "-o"])
+        .env("CGO_ENABLED", "0")
+        .args(how)
+        .args(["-trimpath", "-ldflags", &linker_flags(), "-o"])
         .args([unfinished.as_os_str(), package.as_ref()])
         .stdin(Stdio::null())
         .status()
