@@ -20,7 +20,7 @@ pub struct Judged {
     pub causes: Vec<String>,
     /// Requests that the server refused.
     pub refused: Vec<String>,
-    /// What the server logged meanwhile about its namespaces, and its warnings.
+    /// What the server logged meanwhile about its objects, and its warnings.
     pub log: String,
     /// The last state of its objects.
     pub objects: String,
@@ -201,19 +201,20 @@ fn telling(judged: &Judged) -> impl Iterator<Item = &String> {
     judged.refused.iter().filter(move |refused| !is_wait(refused) || (only_waits && refused.ends_with("×)")))
 }
 
-/// The log's lines between two times that name one of the namespaces or are warnings, at most `most` of them, the last ones.
-pub fn log_between(log: &str, times: &(String, String), namespaces: &[&str], most: usize) -> String {
+/// The log's lines between two times that name one of `concerned` (namespaces, uids) or are warnings, at most `most` of them, the
+/// last ones.
+pub fn log_between(log: &str, times: &(String, String), concerned: &[&str], most: usize) -> String {
     let (from, to) = (seconds_of(&times.0), seconds_of(&times.1));
     if from.is_empty() {
         return String::new();
     }
-    let concerns = |line: &&str| {
+    let is_kept = |line: &&str| {
         let time = seconds_of(line);
         time >= from
             && time <= to
-            && (line.contains(" WARN ") || line.contains(" ERROR ") || namespaces.iter().any(|n| line.contains(n)))
+            && (line.contains(" WARN ") || line.contains(" ERROR ") || concerned.iter().any(|name| line.contains(name)))
     };
-    let lines: Vec<&str> = log.lines().filter(concerns).collect();
+    let lines: Vec<&str> = log.lines().filter(is_kept).collect();
     lines[lines.len().saturating_sub(most)..].join("\n")
 }
 

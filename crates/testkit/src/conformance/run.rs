@@ -151,7 +151,7 @@ fn run_suite(
             let why = cluster.ended().or_else(|| interrupted().then(|| "interrupted".to_owned()));
             if let Some(why) = why {
                 println!("{why}; ending the suite …");
-                tell(&child, "-INT");
+                tell(&child, "-TERM");
                 told = Some(Instant::now() + GRACE);
             }
         }
@@ -223,7 +223,9 @@ fn judge(outcome: Outcome, keeper: &Keeper, refusals: &Refusals, server_log: &st
     let objects = keeper.of(&namespaces);
     judged.causes = causes(&objects, CAUSES);
     judged.refused = refusals.of(&judged.outcome.test.name);
-    judged.log = report::log_between(server_log, &judged.outcome.times, &namespaces, LOG_LINES);
+    let uids = objects.values().filter_map(|object| object["metadata"]["uid"].as_str());
+    let concerned: Vec<&str> = namespaces.iter().copied().chain(uids).collect();
+    judged.log = report::log_between(server_log, &judged.outcome.times, &concerned, LOG_LINES);
     judged.objects = serde_json::to_string_pretty(&objects).unwrap_or_default();
     judged
 }
