@@ -189,7 +189,7 @@ pub fn one_line(message: &str) -> String {
         // `<int>: 1`, and `<*errors.StatusError | 0xc0008>:` with the text on the next line.
         let value =
             trimmed.strip_prefix('<').and_then(|typed| Some(typed.split_once(">:")?.1.trim())).unwrap_or(trimmed);
-        let value = shortened(value, LINE);
+        let value = shortened(&without_places(value), LINE);
         if !noise && !value.is_empty() && kept.last() != Some(&value) {
             kept.push(value);
         }
@@ -199,6 +199,16 @@ pub fn one_line(message: &str) -> String {
         line = message.split_whitespace().collect::<Vec<_>>().join(" ");
     }
     shortened(&line, REASON)
+}
+
+/// A line without what differs from machine to machine: where a program lies, and how it finds the cluster.
+fn without_places(line: &str) -> String {
+    let word = |word: &str| match word.rsplit_once("/target/conformance/bin/") {
+        Some((_, program)) => Some(program.to_owned()),
+        None if word.starts_with("--kubeconfig=") || word.starts_with("--server=") => None,
+        None => Some(word.to_owned()),
+    };
+    line.split(' ').filter_map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// At most `limit` bytes of a text: its begin and its end.
@@ -261,6 +271,8 @@ occurred";
             "creating: unexpected error when waiting: the server could not find the requested resource"
         );
         assert_eq!(one_line("Expected\n    <int>: 1\nto equal\n    <int>: 2"), "Expected 1 to equal 2");
+        let kubectl = "error running /w/target/conformance/bin/kubectl --server=https://1.2.3.4 --kubeconfig=/w/x get rc:";
+        assert_eq!(one_line(kubectl), "error running kubectl get rc:");
         let long = format!("begin {} end", "x".repeat(1000));
         let line = one_line(&long);
         assert!(line.starts_with("begin x") && line.ends_with("x end") && line.len() < 210, "{line}");

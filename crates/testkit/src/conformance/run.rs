@@ -208,9 +208,10 @@ fn lines_of(child: &mut Child) -> Result<Receiver<String>> {
     Ok(receiver)
 }
 
+/// Signals the whole group: ginkgo by itself only waits for the processes in which it runs tests.
 fn tell(child: &Child, signal: &str) {
-    // It may have ended in the meantime.
-    let _ = std::process::Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status();
+    // They may have ended in the meantime.
+    let _ = std::process::Command::new("kill").args([signal, "--", &format!("-{}", child.id())]).stderr(Stdio::null()).status();
 }
 
 fn judge(outcome: Outcome, keeper: &Keeper, refusals: &Refusals, server_log: &str) -> Judged {
