@@ -17,6 +17,7 @@ use image::registries::Registries;
 use image::store::ImageStore;
 use image::unpack::Unpacker;
 use jiff::Timestamp;
+use net::host_ports::HostPorts;
 use net::ipam::Pool;
 use net::pods::PodNetwork;
 use node::network::KernelNetwork;
@@ -154,10 +155,11 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
     let (server, root_ca, store) = (api.server.clone(), api.root_ca.clone(), api.store.clone());
     bootstrap::run(&server.local(User::loopback("system:apiserver")), &wanted(&cell)?).await?;
     let images = open_images(config)?;
-    start_network(&cell, &server, tasks)?;
+    let host_ports = HostPorts::default();
+    start_network(&cell, &server, &host_ports, tasks)?;
     let (runtime, events) = Runtime::new(runtime_config(config)).context("could not start the container runtime")?;
     start_edge(&cell, &api, &runtime, tasks)?;
-    start_node(&cell, api, images.clone(), (runtime, events), tasks)?;
+    start_node(&cell, api, images.clone(), (runtime, events), host_ports, tasks)?;
     start_controllers(&cell, &server, root_ca, tasks);
     let status = admin::Status {
         version: VERSION.to_owned(),
@@ -344,7 +346,7 @@ fn open_images(config: &Config) -> Result<ImageStore> {
     Ok(ImageStore::open(&config.data_dir.join("images"), registries, Unpacker::current_exe())?)
 }
 
-fn start_network(cell: &Cell, server: &Arc<Server>, tasks: &mut Tasks) -> Result<()> {
+fn start_network(cell: &Cell, server: &Arc<Server>, host_ports: &HostPorts, tasks: &mut Tasks) -> Result<()> {
     net::pod::enable_forwarding(cell.node_ips.iter().any(IpAddr::is_ipv6))?;
     let (ready, _) = watch::channel(false);
     let proxy = net::shell::Config {
@@ -355,6 +357,7 @@ fn start_network(cell: &Cell, server: &Arc<Server>, tasks: &mut Tasks) -> Result
             services: cell.cluster.service_ranges()?,
             hidden_port: Some(DNS_PORT),
         },
+        host_ports: host_ports.clone(),
         ready,
     };
     let cancel = cell.cancel.clone();
@@ -426,6 +429,7 @@ fn start_node(
     api: Api,
     images: ImageStore,
     (runtime, runtime_events): RuntimeWithEvents,
+    host_ports: HostPorts,
     tasks: &mut Tasks,
 ) -> Result<()> {
     let config = &cell.config;
@@ -433,7 +437,8 @@ fn start_node(
     let pod_ranges = cell.cluster.pod_ranges()?;
     let pools = pod_ranges.iter().map(|range| Pool::new(cluster::blocks(range))).collect();
     let mtu = net::probe::mtu_towards(IpAddr::from([192, 0, 2, 1])).unwrap_or(1500);
-    let network = KernelNetwork { pods: PodNetwork::new(pools, mtu), clock: cell.clock.clone() };
+    let pods = PodNetwork::new(pools, mtu);
+    let network = KernelNetwork { pods, host_ports, clock: cell.clock.clone() };
     let registry = NodeRegistry::default();
     let roots = Roots {
         kubelet: config.kubelet_dir.clone(),

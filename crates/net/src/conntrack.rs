@@ -66,8 +66,10 @@ fn leads_to(frontend: &Frontend, original: &Tuple) -> bool {
         return false;
     }
     match frontend {
-        Frontend::Address(ip, _, port) => original.destination == *ip && original.destination_port == *port,
-        Frontend::NodePort { ipv4, port, .. } => {
+        Frontend::Address(ip, _, port) | Frontend::HostAddress(ip, _, port) => {
+            original.destination == *ip && original.destination_port == *port
+        }
+        Frontend::NodePort { ipv4, port, .. } | Frontend::HostPort { ipv4, port, .. } => {
             original.destination.is_ipv4() == *ipv4 && original.destination_port == *port
         }
     }

@@ -4,6 +4,7 @@
 //! table, links have one prefix: what is not ours is never touched.
 
 pub mod conntrack;
+pub mod host_ports;
 pub mod ipam;
 pub mod netlink;
 pub mod nft;

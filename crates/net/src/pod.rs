@@ -105,6 +105,16 @@ fn configure_host_link(name: &str, ips: &[IpAddr]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Lets connections to the host's loopback be translated to a pod: the kernel routes loopback addresses to no link otherwise.
+/// The table keeps the pod itself from using it.
+///
+/// # Errors
+/// [`Error`] when the setting cannot be written.
+pub fn route_loopback(pod_uid: &str) -> Result<(), Error> {
+    let setting = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", link_name(pod_uid));
+    step("route loopback", fs::write(setting, "1"))
+}
+
 /// Runs in the pod's namespace.
 fn configure_pod(ips: &[IpAddr]) -> Result<(), Error> {
     let mut routes = step("open rtnetlink in the pod", Routes::open())?;

@@ -18,7 +18,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    fn parse(name: Option<&str>) -> Option<Self> {
+    pub(crate) fn parse(name: Option<&str>) -> Option<Self> {
         match name.unwrap_or("TCP") {
             "TCP" => Some(Self::Tcp),
             "UDP" => Some(Self::Udp),
@@ -35,19 +35,26 @@ pub enum Frontend {
     Address(IpAddr, Protocol, u16),
     /// A port on every address of the node, for one family.
     NodePort { ipv4: bool, protocol: Protocol, port: u16 },
+    /// A pod's port at one address of the node, or on loopback.
+    HostAddress(IpAddr, Protocol, u16),
+    /// A pod's port on every address of the node, loopback included, for one family.
+    HostPort { ipv4: bool, protocol: Protocol, port: u16 },
 }
 
 impl Frontend {
     pub fn is_ipv4(&self) -> bool {
         match self {
-            Self::Address(ip, ..) => ip.is_ipv4(),
-            Self::NodePort { ipv4, .. } => *ipv4,
+            Self::Address(ip, ..) | Self::HostAddress(ip, ..) => ip.is_ipv4(),
+            Self::NodePort { ipv4, .. } | Self::HostPort { ipv4, .. } => *ipv4,
         }
     }
 
     pub fn protocol(&self) -> Protocol {
         match self {
-            Self::Address(_, protocol, _) | Self::NodePort { protocol, .. } => *protocol,
+            Self::Address(_, protocol, _)
+            | Self::NodePort { protocol, .. }
+            | Self::HostAddress(_, protocol, _)
+            | Self::HostPort { protocol, .. } => *protocol,
         }
     }
 }

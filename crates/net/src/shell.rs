@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::host_ports::HostPorts;
 use crate::netlink::{Family, Socket};
 use crate::proxy::{self, Frontend, Services};
 use crate::table::{self, Contents, Ranges};
@@ -33,6 +34,8 @@ pub struct Config {
     pub client: Client,
     pub node_name: String,
     pub ranges: Ranges,
+    /// What pods of this node have of its ports. Nothing is programmed before it is complete.
+    pub host_ports: HostPorts,
     /// Tells that the kernel follows the API for the first time.
     pub ready: watch::Sender<bool>,
 }
@@ -48,11 +51,17 @@ pub async fn run(config: Config, cancel: CancellationToken) -> io::Result<()> {
     let mut changes = subscribe([&services, &slices]);
     let notices = sys::watched(nonblocking(Socket::listen(Family::Netfilter, NFTABLES_GROUP)?)?)?;
     let mut proxy = Proxy { ranges: config.ranges, programmed: None };
+    let mut host_ports = config.host_ports.subscribe();
     if services.synced().await.is_err() || slices.synced().await.is_err() {
         return Ok(());
     }
+    match cancel.run_until_cancelled(host_ports.wait_for(|known| known.complete)).await {
+        Some(Ok(_)) => {}
+        Some(Err(_)) | None => return Ok(()),
+    }
     loop {
-        let wanted = desired(&services, &slices, &config.node_name);
+        let mut wanted = desired(&services, &slices, &config.node_name);
+        wanted.extend(host_ports.borrow_and_update().by_pod.values().flat_map(Clone::clone));
         let retry = match proxy.program(wanted) {
             Ok(()) => {
                 config.ready.send_replace(true);
@@ -66,6 +75,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> io::Result<()> {
         tokio::select! {
             () = cancel.cancelled() => break,
             _ = changes.next() => {}
+            Ok(()) = host_ports.changed() => {}
             () = tokio::time::sleep(retry) => {}
             lost = table_lost(&notices) => if lost? {
                 warn!("somebody removed the services' rules; putting them back");

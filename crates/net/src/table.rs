@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! prerouting, output (nat)  → services: [address . protocol . port] → one chain per number of endpoints
+//! services                  host ports first: dnat to [address . protocol . port] in map host-addresses4, host-ports4
 //! chain "4.3"               dnat to [address . protocol . port . random 0..3] in map endpoints4
 //! postrouting (nat)         hairpin and pods' traffic to the outside are masqueraded
 //! forward, output, input    services without endpoints are refused, unused service addresses dropped
-//! prerouting (raw)          a pod may not send from an address that is not its own
+//! prerouting (raw)          a pod may not send from an address that is not its own, nor to the node's loopback
 //! ```
 //! A change of one service touches its elements only. Pure: [`contents`] and [`changes`] give values and messages.
 
@@ -67,6 +68,8 @@ struct Family {
     refused_node_ports: Set,
     hairpin: Set,
     sticky: Set,
+    host_addresses: Set,
+    host_ports: Set,
 }
 
 const fn set(name: &'static str, key: &'static [Part], data: Data) -> Set {
@@ -87,6 +90,8 @@ const FAMILIES: [Family; 2] = [
         refused_node_ports: set("refused-ports4", &[Protocol, Port], Data::Verdict),
         hairpin: set("hairpin4", &[Ipv4, Ipv4], Data::Nothing),
         sticky: Set { dynamic: true, ..set("sticky4", &[Ipv4, Ipv4, Protocol, Port], Data::Value(&[Ipv4, Port])) },
+        host_addresses: set("host-addresses4", &[Ipv4, Protocol, Port], Data::Value(&[Ipv4, Port])),
+        host_ports: set("host-ports4", &[Protocol, Port], Data::Value(&[Ipv4, Port])),
     },
     Family {
         ipv4: false,
@@ -99,6 +104,8 @@ const FAMILIES: [Family; 2] = [
         refused_node_ports: set("refused-ports6", &[Protocol, Port], Data::Verdict),
         hairpin: set("hairpin6", &[Ipv6, Ipv6], Data::Nothing),
         sticky: Set { dynamic: true, ..set("sticky6", &[Ipv6, Ipv6, Protocol, Port], Data::Value(&[Ipv6, Port])) },
+        host_addresses: set("host-addresses6", &[Ipv6, Protocol, Port], Data::Value(&[Ipv6, Port])),
+        host_ports: set("host-ports6", &[Protocol, Port], Data::Value(&[Ipv6, Port])),
     },
 ];
 
@@ -107,7 +114,7 @@ impl Family {
         &FAMILIES[usize::from(!ipv4)]
     }
 
-    fn sets(&self) -> [&Set; 8] {
+    fn sets(&self) -> [&Set; 10] {
         [
             &self.services,
             &self.node_ports,
@@ -117,6 +124,8 @@ impl Family {
             &self.refused_node_ports,
             &self.hairpin,
             &self.sticky,
+            &self.host_addresses,
+            &self.host_ports,
         ]
     }
 
@@ -163,8 +172,12 @@ fn port_bytes(port: u16) -> [u8; 4] {
 
 fn frontend_bytes(frontend: &Frontend) -> Vec<u8> {
     let (mut bytes, protocol, port) = match frontend {
-        Frontend::Address(ip, protocol, port) => (address_bytes(*ip), protocol, port),
-        Frontend::NodePort { protocol, port, .. } => (Vec::new(), protocol, port),
+        Frontend::Address(ip, protocol, port) | Frontend::HostAddress(ip, protocol, port) => {
+            (address_bytes(*ip), protocol, port)
+        }
+        Frontend::NodePort { protocol, port, .. } | Frontend::HostPort { protocol, port, .. } => {
+            (Vec::new(), protocol, port)
+        }
     };
     bytes.extend([*protocol as u8, 0, 0, 0]);
     bytes.extend(port_bytes(*port));
@@ -176,15 +189,23 @@ pub fn contents(services: &Services) -> Contents {
     let mut contents = Contents::default();
     for (frontend, backend) in services {
         let family = Family::of(frontend.is_ipv4());
-        let node_port = matches!(frontend, Frontend::NodePort { .. });
-        let (decide, endpoints, refused) = if node_port {
-            (&family.node_ports, &family.node_port_endpoints, &family.refused_node_ports)
-        } else {
-            (&family.services, &family.endpoints, &family.refused)
-        };
         let key = frontend_bytes(frontend);
         let mut put = |set: &Set, key: Vec<u8>, value: Value| {
             contents.sets.entry(set.name).or_default().insert(key, value);
+        };
+        let hairpin = |ip: IpAddr| address_bytes(ip).repeat(2);
+        let (decide, endpoints, refused) = match frontend {
+            Frontend::NodePort { .. } => (&family.node_ports, &family.node_port_endpoints, &family.refused_node_ports),
+            Frontend::Address(..) => (&family.services, &family.endpoints, &family.refused),
+            Frontend::HostAddress(..) | Frontend::HostPort { .. } => {
+                let by_address = matches!(frontend, Frontend::HostAddress(..));
+                for endpoint in &backend.endpoints {
+                    let set = if by_address { &family.host_addresses } else { &family.host_ports };
+                    put(set, key.clone(), Value::Bytes(endpoint_bytes(endpoint)));
+                    put(&family.hairpin, hairpin(endpoint.0), Value::Nothing);
+                }
+                continue;
+            }
         };
         if backend.endpoints.is_empty() {
             let target = if backend.drop_when_empty { "drop" } else { "refuse" };
@@ -195,8 +216,7 @@ pub fn contents(services: &Services) -> Contents {
         for (n, endpoint) in (0_u32..).zip(&backend.endpoints) {
             let numbered = [&key[..], &n.to_ne_bytes()].concat();
             put(endpoints, numbered, Value::Bytes(endpoint_bytes(endpoint)));
-            let ip = address_bytes(endpoint.0);
-            put(&family.hairpin, [&ip[..], &ip[..]].concat(), Value::Nothing);
+            put(&family.hairpin, hairpin(endpoint.0), Value::Nothing);
         }
         put(decide, key, Value::Goto(chain_name(&choice)));
         contents.chains.insert(choice);
@@ -303,6 +323,20 @@ fn fixed_rules(ranges: &Ranges) -> Vec<Message> {
         Expression::Do(Verdict::Drop),
     ]);
     rules.push(("spoofed", spoofed));
+    // Links of pods with host ports route loopback addresses, so that 127.0.0.1 works: the pods themselves must not use it
+    // (CVE-2020-8558). Answers to such connections are not addressed to loopback here yet.
+    let v4 = &FAMILIES[0];
+    let loopback: Cidr = "127.0.0.0/8".parse().expect("a range");
+    let to_loopback = within(v4, v4.destination(R0), &loopback, true);
+    let drop = vec![Expression::Do(Verdict::Drop)];
+    rules.push((
+        "spoofed",
+        [v4.is_it().to_vec(), pods_link(Meta::InputName, true).to_vec(), to_loopback, drop].concat(),
+    ));
+    let from_loopback = within(v4, v4.source(R0), &loopback, true);
+    let masquerade = vec![Expression::Masquerade];
+    let leaves = pods_link(Meta::OutputName, true).to_vec();
+    rules.push(("postrouting", [v4.is_it().to_vec(), leaves, from_loopback, masquerade].concat()));
     for chain in ["prerouting", "output"] {
         rules.push((chain, jump("services")));
     }
@@ -311,6 +345,9 @@ fn fixed_rules(ranges: &Ranges) -> Vec<Message> {
     }
     for family in &FAMILIES {
         let only = |rest: Vec<Expression>| [family.is_it().to_vec(), rest].concat();
+        for rule in host_port_rules(family) {
+            rules.push(("services", only(rule)));
+        }
         let mut by_address = load_frontend(family, true, R0);
         by_address.push(Expression::Decide { map: family.services.name, from: R0 });
         rules.push(("services", only(by_address)));
@@ -371,10 +408,31 @@ fn fixed_rules(ranges: &Ranges) -> Vec<Message> {
     rules.iter().map(|(chain, expressions)| nft::add_rule(chain, expressions)).collect()
 }
 
+/// An address is looked up before all addresses are; there is one endpoint, so that nothing is to be chosen.
+fn host_port_rules(family: &Family) -> [Vec<Expression>; 2] {
+    let translate = |set: &Set| {
+        [
+            Expression::Lookup { set: set.name, from: R0, to: Some(CHOSEN) },
+            Expression::Dnat { ipv4: family.ipv4, address: CHOSEN, port: CHOSEN + family.words },
+        ]
+    };
+    let mut by_address = load_frontend(family, true, R0);
+    by_address.extend(translate(&family.host_addresses));
+    // IPv6 has no way to send from its loopback to a pod: there the port stays closed, and clients go on to 127.0.0.1.
+    let mut by_port = if family.ipv4 { to_local_address() } else { to_this_node(family) };
+    by_port.extend(load_frontend(family, false, R0));
+    by_port.extend(translate(&family.host_ports));
+    [by_address, by_port]
+}
+
+fn to_local_address() -> Vec<Expression> {
+    const LOCAL: u32 = 2;
+    vec![Expression::DestinationType { to: R0 }, compare(R0, true, LOCAL.to_ne_bytes().to_vec())]
+}
+
 /// Packets to an address of this node, but not to loopback: node ports are not offered there.
 fn to_this_node(family: &Family) -> Vec<Expression> {
-    const LOCAL: u32 = 2;
-    let mut steps = vec![Expression::DestinationType { to: R0 }, compare(R0, true, LOCAL.to_ne_bytes().to_vec())];
+    let mut steps = to_local_address();
     let loopback = if family.ipv4 { "127.0.0.0/8" } else { "::1/128" };
     steps.extend(within(family, family.destination(R0), &loopback.parse().expect("a range"), false));
     steps

@@ -335,9 +335,10 @@ impl Loop {
                 .collect();
             let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
             if !ips.is_empty() && !host_network {
-                self.shared.network.adopt(pod.metadata.uid.as_deref().unwrap_or_default(), &ips);
+                self.shared.network.adopt(&pod, &ips);
             }
         }
+        self.shared.network.adopted();
     }
 
     /// Lets the network repair what is missing of an adopted pod.

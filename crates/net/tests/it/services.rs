@@ -109,6 +109,77 @@ fn a_client_stays_with_its_endpoint() {
 }
 
 #[test]
+fn host_ports_lead_into_their_pod_from_everywhere() {
+    let mut world = World::new(2);
+    world.serve_tcp(1, 8080);
+    world.serve_udp(1, 8080);
+    let port = |ipv4, protocol| Frontend::HostPort { ipv4, protocol, port: 54323 };
+    world.program(&Services::from([
+        (port(true, Protocol::Tcp), to(&world, &[1], 0, 8080)),
+        (port(false, Protocol::Tcp), to(&world, &[1], 1, 8080)),
+        (port(true, Protocol::Udp), to(&world, &[1], 0, 8080)),
+    ]));
+    let uid = world.pods[1].uid.clone();
+    within(&world.host, move || pod::route_loopback(&uid).expect("setting"));
+    for (client, target) in [
+        (&world.pods[0].netns, "192.168.77.2:54323"),
+        (&world.pods[0].netns, "[fd77::2]:54323"),
+        (&world.pods[1].netns, "192.168.77.2:54323"),
+        (&world.pods[1].netns, "[fd77::2]:54323"),
+        (&world.host, "192.168.77.2:54323"),
+        (&world.host, "[fd77::2]:54323"),
+        (&world.host, "127.0.0.1:54323"),
+    ] {
+        let answer = ask_tcp(client, target).unwrap_or_else(|error| panic!("{target}: {error}"));
+        assert!(answer.starts_with("1 "), "{target}: {answer}");
+    }
+    assert_eq!(ask_udp(&world.host, "0.0.0.0:0", "192.168.77.2:54323").as_deref(), Ok("1"));
+    assert_eq!(ask_udp(&world.host, "0.0.0.0:0", "127.0.0.1:54323").as_deref(), Ok("1"));
+    world.program(&Services::new());
+    assert_eq!(ask_tcp(&world.host, "127.0.0.1:54323"), Err(ErrorKind::ConnectionRefused));
+}
+
+#[test]
+fn a_host_port_at_one_address_leaves_the_others_alone() {
+    let mut world = World::new(3);
+    for pod in [0, 1] {
+        world.serve_tcp(pod, 8080);
+    }
+    let at = |ip: &str| Frontend::HostAddress(ip.parse().expect("IP"), Protocol::Tcp, 54323);
+    let (local, node) = (to(&world, &[0], 0, 8080), to(&world, &[1], 0, 8080));
+    world.program(&Services::from([(at("127.0.0.1"), local), (at("192.168.77.2"), node)]));
+    let uid = world.pods[0].uid.clone();
+    within(&world.host, move || pod::route_loopback(&uid).expect("setting"));
+    let from = |client, target| ask_tcp(client, target).map(|answer| answer[..1].to_owned());
+    assert_eq!(from(&world.host, "127.0.0.1:54323").as_deref(), Ok("0"));
+    assert_eq!(from(&world.host, "192.168.77.2:54323").as_deref(), Ok("1"));
+    assert_eq!(from(&world.pods[2].netns, "192.168.77.2:54323").as_deref(), Ok("1"));
+}
+
+#[test]
+fn a_pod_with_a_host_port_cannot_reach_the_hosts_loopback() {
+    let mut world = World::new(1);
+    world.serve_on_host(7777);
+    let port = Frontend::HostPort { ipv4: true, protocol: Protocol::Tcp, port: 54323 };
+    world.program(&Services::from([(port, to(&world, &[0], 0, 8080))]));
+    let uid = world.pods[0].uid.clone();
+    within(&world.host, move || pod::route_loopback(&uid).expect("setting"));
+    assert!(ask_tcp(&world.host, "127.0.0.1:7777").is_ok());
+    // The pod gives its loopback's range away to the gateway, and lets itself use it.
+    within(&world.pods[0].netns, || {
+        std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").expect("setting");
+        let down = std::process::Command::new("ip").args(["link", "set", "lo", "down"]).status().expect("iproute2");
+        assert!(down.success());
+        let mut routes = net::route::Routes::open().expect("rtnetlink");
+        let index = routes.index_of("eth0").expect("eth0");
+        routes.add_host_route(index, "127.0.0.9".parse().expect("IP")).expect("route");
+        let mac = [0xee; 6];
+        routes.add_neighbour(index, "127.0.0.9".parse().expect("IP"), mac).expect("neighbour");
+    });
+    assert_eq!(ask_tcp(&world.pods[0].netns, "127.0.0.9:7777"), Err(ErrorKind::TimedOut));
+}
+
+#[test]
 fn node_ports_answer_on_the_nodes_address_but_not_on_loopback() {
     let mut world = World::new(2);
     world.serve_tcp(1, 8080);

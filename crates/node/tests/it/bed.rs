@@ -65,7 +65,9 @@ impl PodNetwork for Lonely {
         Box::pin(async { Ok(PodAddresses { ips: vec!["10.244.0.9".parse().unwrap()] }) })
     }
 
-    fn adopt(&self, _: &str, _: &[std::net::IpAddr]) {}
+    fn adopt(&self, _: &Pod, _: &[std::net::IpAddr]) {}
+
+    fn adopted(&self) {}
 
     fn detach<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async { Ok(()) })
