@@ -56,7 +56,7 @@ impl Runtime {
         directory: PathBuf,
     ) -> io::Result<()> {
         let (cgroups, group) = (self.inner.cgroups.clone(), handle.container_group(&plan.id));
-        let (shim, mode) = (handle.link.pid, handle.plan.pid);
+        let (shim, own_pids) = (handle.link.pid, handle.plan.pid == PidMode::Container && plan.pid_of.is_none());
         let log_dir = handle.plan.log_dir.clone();
         blocking(move || {
             let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
@@ -75,7 +75,8 @@ impl Runtime {
             if let Some(parent) = plan.log_path.as_ref().and_then(|path| path.parent()) {
                 fs::create_dir_all(log_dir.join(parent))?;
             }
-            let spec = complete(std::mem::take(&mut plan.spec), &plan.rootfs, &cgroups.oci_path(&group), shim, mode);
+            let spec =
+                complete(std::mem::take(&mut plan.spec), &plan.rootfs, &cgroups.oci_path(&group), shim, own_pids);
             let bundle = Bundle {
                 plan,
                 cgroups: cgroups.directories(&group),
@@ -106,6 +107,7 @@ impl Runtime {
             id: container.to_owned(),
             terminal,
             stdin: bundle.plan.stdin,
+            pid_of: bundle.plan.pid_of,
             log_path: bundle.plan.log_path,
             log_limits: bundle.plan.log_limits,
             cgroups: bundle.cgroups,
@@ -321,7 +323,7 @@ fn plan_file(plan: &ExecPlan) -> io::Result<OwnedFd> {
 }
 
 /// Fills in what a configuration takes from its pod.
-fn complete(mut spec: Spec, rootfs: &Rootfs, cgroup: &Path, shim: u32, mode: PidMode) -> Spec {
+fn complete(mut spec: Spec, rootfs: &Rootfs, cgroup: &Path, shim: u32, own_pids: bool) -> Spec {
     let mut root = spec.root().clone().unwrap_or_else(|| {
         let mut root = Root::default();
         root.set_readonly(Some(false));
@@ -332,12 +334,12 @@ fn complete(mut spec: Spec, rootfs: &Rootfs, cgroup: &Path, shim: u32, mode: Pid
         Rootfs::Overlay { .. } => PathBuf::from("rootfs"),
     });
     let mut linux = spec.linux().clone().unwrap_or_default();
-    linux.set_cgroups_path(Some(cgroup.to_owned())).set_namespaces(Some(namespaces(shim, mode)));
+    linux.set_cgroups_path(Some(cgroup.to_owned())).set_namespaces(Some(namespaces(shim, own_pids)));
     spec.set_root(Some(root)).set_hostname(None).set_linux(Some(linux));
     spec
 }
 
-fn namespaces(shim: u32, mode: PidMode) -> Vec<LinuxNamespace> {
+fn namespaces(shim: u32, own_pids: bool) -> Vec<LinuxNamespace> {
     let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
     let of_shim =
         |kind, name: &str| LinuxNamespaceBuilder::default().typ(kind).path(format!("/proc/{shim}/ns/{name}")).build();
@@ -348,7 +350,7 @@ fn namespaces(shim: u32, mode: PidMode) -> Vec<LinuxNamespace> {
         of_shim(LinuxNamespaceType::Ipc, "ipc"),
         of_shim(LinuxNamespaceType::Uts, "uts"),
     ];
-    if mode == PidMode::Container {
+    if own_pids {
         namespaces.push(own(LinuxNamespaceType::Pid));
     }
     namespaces.into_iter().map(|namespace| namespace.expect("the kind is set")).collect()

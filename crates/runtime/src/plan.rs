@@ -99,6 +99,9 @@ pub struct ContainerPlan {
     pub log_path: Option<PathBuf>,
     pub log_limits: LogLimits,
     pub stdin: Stdin,
+    /// The id of a running container whose process namespace this one shares, instead of what the pod's plan says.
+    #[serde(default)]
+    pub pid_of: Option<String>,
     /// On cgroup v2 the kernel kills the whole container when it runs out of memory, unless this is set.
     pub single_process_oom_kill: bool,
     /// Opaque to the runtime; given back on adoption.

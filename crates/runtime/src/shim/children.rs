@@ -33,6 +33,8 @@ pub(super) struct Container {
     pub cgroups: Vec<PathBuf>,
     pub cgroup_v2: bool,
     pub oom: Option<OomCounter>,
+    /// Its first process is no init: what it leaves behind lives on unless it is killed.
+    pub shares_pids: bool,
 }
 
 pub(super) enum State {
@@ -83,6 +85,7 @@ impl Container {
             cgroups: start.cgroups.clone(),
             cgroup_v2: start.cgroup_v2,
             oom: start.oom.clone(),
+            shares_pids: start.pid_of.is_some(),
         }
     }
 }
@@ -113,6 +116,15 @@ impl Server {
         }
     }
 
+    /// The process namespace of a running container.
+    fn pids_of(&self, id: &str) -> Result<OwnedFd, String> {
+        let target = self.containers.iter().find(|container| container.id == id);
+        let Some(State::Running { pid, .. }) = target.map(|container| &container.state) else {
+            return Err(format!("the target container {id} does not run"));
+        };
+        open(&format!("/proc/{pid}/ns/pid")).map_err(|error| format!("open the target's process namespace: {error}"))
+    }
+
     /// The child's pid, and the socket on which it tells how it is doing.
     fn fork_init(&mut self, start: Start) -> Result<(u32, OwnedFd), String> {
         let say = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
@@ -133,7 +145,9 @@ impl Server {
             Some(pipes) => Stdio::Pipes(std::mem::take(&mut pipes.child)),
             None => Stdio::Terminal,
         };
-        let forked = self.namespaces.fork(Pids::Container, self.plan.pid, cgroup.as_ref()).map_err(say("fork"))?;
+        let target = start.pid_of.as_deref().map(|id| self.pids_of(id)).transpose()?;
+        let pids = target.as_ref().map_or(Pids::Container, Pids::Of);
+        let forked = self.namespaces.fork(pids, self.plan.pid, cgroup.as_ref()).map_err(say("fork"))?;
         let Some(pid) = forked else {
             let directory = container_directory(&self.directory, &start.id);
             setup::run(&directory, Task::Init { base: self.namespaces.mounts.as_fd() }, stdio, child_status)
@@ -299,7 +313,7 @@ impl Server {
     /// Completes the log, keeps the exit on disk, and tells main.
     fn exited(&mut self, id: &str, exit: Exit, notify: bool) {
         let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else { return };
-        if self.plan.pid != PidMode::Container {
+        if self.plan.pid != PidMode::Container || container.shares_pids {
             // Nobody else ends what the init leaves behind: it was no init to them.
             kill_all(&container.cgroups);
         }

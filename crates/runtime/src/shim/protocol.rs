@@ -61,6 +61,9 @@ pub(crate) struct Start {
     pub id: String,
     pub terminal: bool,
     pub stdin: Stdin,
+    /// The running container whose process namespace is entered.
+    #[serde(default)]
+    pub pid_of: Option<String>,
     /// Relative to the pod's log directory.
     pub log_path: Option<PathBuf>,
     pub log_limits: LogLimits,

@@ -101,6 +101,7 @@ impl Bed {
             },
             log_path: Some(PathBuf::from("main/0.log")),
             log_limits: LogLimits::default(),
+            pid_of: None,
             stdin: Stdin::Null,
             single_process_oom_kill: false,
             labels: BTreeMap::new(),
