@@ -7,6 +7,7 @@ mod diff;
 pub mod discovery;
 pub mod kind;
 pub mod networking;
+pub mod node;
 mod place;
 pub mod rbac;
 pub mod review;
@@ -42,6 +43,7 @@ pub fn registry() -> Vec<Kind> {
         review::self_subject_rules_review(),
         networking::ingress::kind(),
         networking::ingress_class::kind(),
+        node::runtime_class::kind(),
         rbac::cluster_role::kind(),
         rbac::cluster_role_binding::kind(),
         rbac::role::kind(),

@@ -7,6 +7,7 @@ pub mod escalation;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod priority;
+pub mod runtime_class;
 pub mod service_account;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub fn chain(authorizer: Arc<ClusterAuthorizer>, rng: Rng) -> Chain {
         Box::new(node_restriction::NodeRestriction),
         Box::new(priority::Priority),
         Box::new(default_tolerations::DefaultTolerationSeconds),
+        Box::new(runtime_class::RuntimeClass),
         Box::new(escalation::Escalation::new(authorizer)),
     ])
 }

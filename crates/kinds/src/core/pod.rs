@@ -6,7 +6,7 @@ use api::quantity::Quantity;
 use serde_json::{Value, json};
 
 use crate::core::{pod_default, pod_table, pod_validation, pod_warnings};
-use crate::kind::{Action, Kind, Strategy, Subresource, Verb};
+use crate::kind::{Action, Kind, READ_WRITE, Strategy, Subresource, Verb};
 use crate::strategy::{generation, keep_status, only_status, spec_changed};
 use crate::value::{copy, flag, is_empty, items, items_mut, set, text};
 
@@ -32,8 +32,30 @@ pub fn kind() -> Kind {
                 verbs: &[Verb::Create],
                 action: Action::Eviction,
             },
+            Subresource {
+                name: "ephemeralcontainers",
+                body: None,
+                verbs: READ_WRITE,
+                action: Action::Own(
+                    Strategy::none()
+                        .defaulting(pod_default::pod)
+                        .preparing(|pod, old| only_part(pod, old, add_ephemeral))
+                        .validating(pod_validation::validate_ephemeral),
+                ),
+            },
             node("exec", Some(("", "v1", "PodExecOptions")), &[Verb::Create, Verb::Get]),
             node("log", None, &[Verb::Get]),
+            Subresource {
+                name: "resize",
+                body: None,
+                verbs: READ_WRITE,
+                action: Action::Own(
+                    Strategy::none()
+                        .defaulting(pod_default::pod)
+                        .preparing(|pod, old| only_part(pod, old, resize))
+                        .validating(pod_validation::validate_resize),
+                ),
+            },
             Subresource::status(
                 Strategy::none()
                     .defaulting(pod_default::pod)
@@ -125,6 +147,43 @@ pub fn qos_class(pod: &Value) -> &'static str {
         });
     let first = classes.next().unwrap_or("BestEffort");
     if classes.all(|class| class == first) { first } else { "Burstable" }
+}
+
+/// For sub-resources that change a part of the specification: keeps everything but what `part` takes over from the new one.
+///
+/// Source: `dropNonEphemeralContainerUpdates` and `dropNonResizeUpdates`.
+fn only_part(pod: &mut Value, old: Option<&Value>, part: fn(&mut Value, &Value)) {
+    let Some(old) = old else { return };
+    let mut spec = old["spec"].clone();
+    part(&mut spec, &pod["spec"]);
+    set(pod, "spec", spec);
+    copy(pod, "status", old);
+    if let Some(metadata) = pod.get_mut("metadata") {
+        for field in ["annotations", "finalizers", "labels", "ownerReferences"] {
+            copy(metadata, field, &old["metadata"]);
+        }
+    }
+    generation(pod, Some(old), spec_changed);
+}
+
+fn add_ephemeral(spec: &mut Value, new: &Value) {
+    copy(spec, "ephemeralContainers", new);
+}
+
+/// Containers that were renamed or moved are taken as they are: validation says that they must not be.
+fn resize(spec: &mut Value, new: &Value) {
+    for list in ["containers", "initContainers"] {
+        let names = |of: &Value| items(&of[list]).iter().map(|one| text(&one["name"]).to_owned()).collect::<Vec<_>>();
+        if names(spec) != names(new) {
+            copy(spec, list, new);
+            continue;
+        }
+        for (container, new) in items_mut(spec.get_mut(list)).zip(items(&new[list])) {
+            for field in ["resources", "resizePolicy"] {
+                copy(container, field, new);
+            }
+        }
+    }
 }
 
 /// The node reports the status; it changes neither owners nor the class that was given at creation.

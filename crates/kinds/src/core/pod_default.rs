@@ -20,6 +20,7 @@ const POD_ZEROS: &[&str] = &[
     "initContainers",
     "nodeName",
     "nodeSelector",
+    "overhead",
     "priorityClassName",
     "readinessGates",
     "resourceClaims",
@@ -126,6 +127,9 @@ fn pod_spec(spec: &mut Value) {
         drop_zero(context, &["supplementalGroups", "sysctls"]);
     }
     default(spec, "terminationGracePeriodSeconds", 30);
+    if let Some(overhead) = spec.get_mut("overhead") {
+        canonical_list(overhead);
+    }
     for volume in items_mut(spec.get_mut("volumes")) {
         fill_volume(volume);
     }
@@ -146,6 +150,10 @@ fn fill_volume(volume: &mut Value) {
     if let Some(dir) = volume.get_mut("emptyDir") {
         drop_zero(dir, &["medium"]);
         canonical(dir, "sizeLimit");
+    }
+    if let Some(image) = volume.get_mut("image") {
+        let policy = if tag(text(&image["reference"])) == Some("latest") { "Always" } else { "IfNotPresent" };
+        default_text(image, "pullPolicy", policy);
     }
     for source in ["secret", "configMap", "downwardAPI", "projected"] {
         if let Some(source) = volume.get_mut(source) {

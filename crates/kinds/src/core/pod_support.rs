@@ -26,7 +26,6 @@ pub enum Support {
 /// What the meaning of a field depends on beside its own value.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
-    pub host_network: bool,
     /// Inside of an init container.
     pub init: bool,
 }
@@ -35,7 +34,7 @@ use Support::{Built, Keys, Of, Refused, Unless};
 
 /// An error for every field that is set to something that is not built.
 pub fn check(spec: &Place<'_>) -> Vec<Error> {
-    let context = Context { host_network: spec.child("hostNetwork").is_true(), init: false };
+    let context = Context { init: false };
     let mut errors = Vec::new();
     walk("PodSpec", spec, context, &mut errors);
     errors
@@ -47,7 +46,7 @@ fn walk(of: &str, place: &Place<'_>, context: Context, errors: &mut Vec<Error>) 
         // A field that the schema does not have is the schema's to complain about.
         let Some((_, support)) = fields.iter().find(|(field, _)| field == name) else { continue };
         let field = place.child(name);
-        let context = Context { init: context.init || name == "initContainers", ..context };
+        let context = Context { init: context.init || name == "initContainers" };
         match support {
             Built => {}
             Of(inner) if field.value.is_array() => field.items().for_each(|item| walk(inner, &item, context, errors)),
@@ -88,20 +87,15 @@ pub fn fields_of(of: &str) -> &'static [(&'static str, Support)] {
 }
 
 const NO_WINDOWS: &str = "nodes run Linux only";
-const NO_SELINUX: &str = "SELinux labels are not set";
 const NO_APPARMOR: &str = "AppArmor profiles are not loaded";
 const NO_STORAGE: &str = "persistent volumes are not built; use a hostPath";
 const NO_REMOTE: &str = "this kind of volume is not mounted; mount it on the host and use a hostPath";
 const NO_DRA: &str = "dynamic resource allocation is not built";
-const NO_RESIZE: &str = "containers are not resized in place";
 const NO_RULES: &str = "single containers have no restart policy, except restartPolicy Always of init containers";
 const NO_OWNER: &str = "files of this volume belong to root and fsGroup";
-const NO_HOST_PORT: &str = "host ports are not forwarded; use hostNetwork, a NodePort Service or an Ingress";
 
 fn resource(name: &str) -> Option<&'static str> {
     match name {
-        "cpu" | "memory" => None,
-        "ephemeral-storage" => Some("disk usage of containers is not limited"),
         _ if name.starts_with("hugepages-") => Some("huge pages are not handed out"),
         // Extended resources are counted, and that is all that upstream does with those of no device plugin.
         _ => None,
@@ -135,8 +129,9 @@ static TABLE: &[(&str, Fields)] = &[
             ("runAsGroup", Built),
             ("runAsNonRoot", Built),
             ("runAsUser", Built),
-            ("seLinuxChangePolicy", Refused(NO_SELINUX)),
-            ("seLinuxOptions", Refused(NO_SELINUX)),
+            // Without SELinux on the node there is nothing to label: a warning says so.
+            ("seLinuxChangePolicy", Built),
+            ("seLinuxOptions", Of("SELinuxOptions")),
             ("seccompProfile", Of("SeccompProfile")),
             ("supplementalGroups", Built),
             ("supplementalGroupsPolicy", Built),
@@ -175,21 +170,19 @@ static TABLE: &[(&str, Fields)] = &[
             ("runAsGroup", Built),
             ("runAsNonRoot", Built),
             ("runAsUser", Built),
-            ("seLinuxOptions", Refused(NO_SELINUX)),
+            ("seLinuxOptions", Of("SELinuxOptions")),
             ("seccompProfile", Of("SeccompProfile")),
             ("windowsOptions", Refused(NO_WINDOWS)),
         ],
     ),
+    ("SELinuxOptions", &[("level", Built), ("role", Built), ("type", Built), ("user", Built)]),
+    ("ContainerResizePolicy", &[("resourceName", Built), ("restartPolicy", Built)]),
+    ("ImageVolumeSource", &[("pullPolicy", Built), ("reference", Built)]),
+    ("EphemeralContainer", EPHEMERAL_CONTAINER),
     ("ResourceRequirements", &[("claims", Refused(NO_DRA)), ("limits", Keys(resource)), ("requests", Keys(resource))]),
     (
         "ContainerPort",
-        &[
-            ("containerPort", Built),
-            ("hostIP", Refused(NO_HOST_PORT)),
-            ("hostPort", Unless(|port, context| context.host_network || port.as_i64() == Some(0), NO_HOST_PORT)),
-            ("name", Built),
-            ("protocol", Built),
-        ],
+        &[("containerPort", Built), ("hostIP", Built), ("hostPort", Built), ("name", Built), ("protocol", Built)],
     ),
     ("EnvVar", &[("name", Built), ("value", Built), ("valueFrom", Of("EnvVarSource"))]),
     (
@@ -214,7 +207,7 @@ static TABLE: &[(&str, Fields)] = &[
                         let name = name.as_str().and_then(|name| name.split_once('.'));
                         name.is_none_or(|(_, name)| resource(name).is_none())
                     },
-                    "only cpu and memory are limited",
+                    "huge pages are not handed out",
                 ),
             ),
         ],
@@ -285,7 +278,6 @@ static TABLE: &[(&str, Fields)] = &[
                 Unless(|value, _| equals("Memory", value), "an emptyDir is on disk, or in memory with medium Memory"),
             ),
             ("mode", Refused("an emptyDir has mode 0777")),
-            // A limit for the disk depends on the medium beside it: see `pod_validation/volumes.rs`.
             ("sizeLimit", Built),
         ],
     ),
@@ -438,7 +430,7 @@ const POD_SPEC: Fields = &[
     ("dnsConfig", Of("PodDNSConfig")),
     ("dnsPolicy", Built),
     ("enableServiceLinks", Built),
-    ("ephemeralContainers", Refused("debugging containers are not added to running pods; use kubectl exec")),
+    ("ephemeralContainers", Of("EphemeralContainer")),
     ("evictionResponders", Refused("there are no EvictionRequests")),
     ("hostAliases", Of("HostAlias")),
     ("hostIPC", Built),
@@ -452,7 +444,7 @@ const POD_SPEC: Fields = &[
     ("nodeName", Built),
     ("nodeSelector", Built),
     ("os", Of("PodOS")),
-    ("overhead", Refused("there are no RuntimeClasses")),
+    ("overhead", Keys(resource)),
     ("preemptionPolicy", Built),
     ("priority", Built),
     ("priorityClassName", Built),
@@ -460,7 +452,7 @@ const POD_SPEC: Fields = &[
     ("resourceClaims", Refused(NO_DRA)),
     ("resources", Refused("resources are given to containers, not to pods")),
     ("restartPolicy", Built),
-    ("runtimeClassName", Refused("there are no RuntimeClasses")),
+    ("runtimeClassName", Built),
     ("schedulerName", Built),
     ("schedulingGates", Of("PodSchedulingGate")),
     ("schedulingGroup", Refused("pods are scheduled one by one")),
@@ -488,7 +480,7 @@ const CONTAINER: Fields = &[
     ("name", Built),
     ("ports", Of("ContainerPort")),
     ("readinessProbe", Of("Probe")),
-    ("resizePolicy", Refused(NO_RESIZE)),
+    ("resizePolicy", Of("ContainerResizePolicy")),
     ("resources", Of("ResourceRequirements")),
     ("restartPolicy", Unless(|policy, context| context.init && equals("Always", policy), NO_RULES)),
     ("restartPolicyRules", Refused(NO_RULES)),
@@ -496,6 +488,36 @@ const CONTAINER: Fields = &[
     ("startupProbe", Of("Probe")),
     ("stdin", Built),
     ("stdinOnce", Built),
+    ("terminationMessagePath", Built),
+    ("terminationMessagePolicy", Built),
+    ("tty", Built),
+    ("volumeDevices", Refused(NO_STORAGE)),
+    ("volumeMounts", Of("VolumeMount")),
+    ("workingDir", Built),
+];
+
+/// Validation says of what only workloads have that an ephemeral container cannot.
+const EPHEMERAL_CONTAINER: Fields = &[
+    ("args", Built),
+    ("command", Built),
+    ("env", Of("EnvVar")),
+    ("envFrom", Of("EnvFromSource")),
+    ("image", Built),
+    ("imagePullPolicy", Built),
+    ("lifecycle", Of("Lifecycle")),
+    ("livenessProbe", Of("Probe")),
+    ("name", Built),
+    ("ports", Of("ContainerPort")),
+    ("readinessProbe", Of("Probe")),
+    ("resizePolicy", Of("ContainerResizePolicy")),
+    ("resources", Of("ResourceRequirements")),
+    ("restartPolicy", Built),
+    ("restartPolicyRules", Refused(NO_RULES)),
+    ("securityContext", Of("SecurityContext")),
+    ("startupProbe", Of("Probe")),
+    ("stdin", Built),
+    ("stdinOnce", Built),
+    ("targetContainerName", Built),
     ("terminationMessagePath", Built),
     ("terminationMessagePolicy", Built),
     ("tty", Built),
@@ -522,7 +544,7 @@ const VOLUME: Fields = &[
     ("gitRepo", Refused("clone in an init container into an emptyDir")),
     ("glusterfs", Refused(NO_REMOTE)),
     ("hostPath", Of("HostPathVolumeSource")),
-    ("image", Refused("images are not mounted as volumes")),
+    ("image", Of("ImageVolumeSource")),
     ("iscsi", Refused(NO_REMOTE)),
     ("name", Built),
     ("nfs", Refused(NO_REMOTE)),

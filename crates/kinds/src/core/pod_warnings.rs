@@ -43,6 +43,7 @@ pub fn pod(metadata: &Place<'_>, spec: &Place<'_>) -> Vec<String> {
         }
     }
     ports(spec, &mut warnings);
+    selinux(spec, &mut warnings);
     for server in spec.child("dnsConfig").child("nameservers").items() {
         warnings.extend(names::ip_warning(&server.path, server.text()));
     }
@@ -149,6 +150,17 @@ fn of_container(container: &Place<'_>, warnings: &mut Vec<String>) {
                 variable.path,
                 name.text()
             ));
+        }
+    }
+}
+
+/// Upstream ignores labels where SELinux is off, and says nothing.
+fn selinux(spec: &Place<'_>, warnings: &mut Vec<String>) {
+    let containers = ["initContainers", "containers"].into_iter().flat_map(|list| spec.child(list).items());
+    for at in std::iter::once(spec.clone()).chain(containers) {
+        let options = at.child("securityContext").child("seLinuxOptions");
+        if options.is_set() {
+            warnings.push(format!("{}: has no effect, SELinux labels are not set by coracle", options.path));
         }
     }
 }

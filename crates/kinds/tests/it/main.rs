@@ -10,6 +10,7 @@ mod examples;
 mod network;
 mod nonsense;
 mod pod;
+mod pod_parts;
 mod pod_update;
 mod rbac;
 mod reviews;
@@ -44,11 +45,16 @@ fn created(object: Value) -> Value {
 }
 
 fn status_strategy(kind: &Kind) -> &Strategy {
-    let mut own = kind.subresources.iter().filter(|sub| sub.name == "status").filter_map(|sub| match &sub.action {
+    strategy_of(kind, "status")
+}
+
+/// The strategy of a sub-resource that has its own.
+fn strategy_of<'a>(kind: &'a Kind, name: &str) -> &'a Strategy {
+    let mut own = kind.subresources.iter().filter(|sub| sub.name == name).filter_map(|sub| match &sub.action {
         Action::Own(strategy) => Some(strategy),
         _ => None,
     });
-    own.next().expect("the kind has a status")
+    own.next().expect("the kind has this sub-resource")
 }
 
 fn errors(result: Result<Value, String>) -> String {

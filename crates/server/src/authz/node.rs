@@ -170,6 +170,7 @@ fn rules() -> &'static [Rule] {
             rule(&["create"], &["authentication.k8s.io"], &["tokenreviews"]),
             rule(&["create"], &["authorization.k8s.io"], &["subjectaccessreviews", "localsubjectaccessreviews"]),
             rule(&["get", "list", "watch"], &[""], &["services"]),
+            rule(&["get", "list", "watch"], &["node.k8s.io"], &["runtimeclasses"]),
             rule(&["create", "update", "patch"], &["", "events.k8s.io"], &["events"]),
             rule(&["get"], &[""], &["endpoints"]),
         ]

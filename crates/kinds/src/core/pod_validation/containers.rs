@@ -43,7 +43,7 @@ pub(super) fn validate(pod: &Pod<'_>, errors: &mut Vec<Error>) {
     }
 }
 
-fn common(container: &Place<'_>, pod: &Pod<'_>, errors: &mut Vec<Error>) {
+pub(super) fn common(container: &Place<'_>, pod: &Pod<'_>, errors: &mut Vec<Error>) {
     container.child("name").require(names::is_dns1123_label, errors);
     container.child("image").must_be_set(errors);
     container.child("terminationMessagePolicy").one_of(&["File", "FallbackToLogsOnError"], errors);
@@ -52,6 +52,7 @@ fn common(container: &Place<'_>, pod: &Pod<'_>, errors: &mut Vec<Error>) {
     volumes::mounts(container, pod, errors);
     container.child("imagePullPolicy").one_of(&["Always", "IfNotPresent", "Never"], errors);
     resources(&container.child("resources"), errors);
+    resize_policy(&container.child("resizePolicy"), &pod.spec.child("restartPolicy"), errors);
     security::container(&container.child("securityContext"), pod, errors);
 }
 
@@ -96,10 +97,7 @@ fn unique_host_ports<'a>(containers: impl Iterator<Item = Place<'a>>, list: &Pla
 /// Quantities and their relation; which resources there are is for `pod_support` to say.
 fn resources(resources: &Place<'_>, errors: &mut Vec<Error>) {
     let (limits, requests) = (resources.child("limits"), resources.child("requests"));
-    for (name, limit) in limits.entries() {
-        resource_name(name, &limit, errors);
-        resource_quantity(name, &limit, errors);
-    }
+    resource_list(&limits, errors);
     for (name, request) in requests.entries() {
         resource_name(name, &request, errors);
         let amount = resource_quantity(name, &request, errors);
@@ -117,6 +115,31 @@ fn resources(resources: &Place<'_>, errors: &mut Vec<Error>) {
             _ => continue,
         };
         errors.push(complaint);
+    }
+}
+
+/// The names and amounts of a list of resources.
+pub fn resource_list(list: &Place<'_>, errors: &mut Vec<Error>) {
+    for (name, entry) in list.entries() {
+        resource_name(name, &entry, errors);
+        resource_quantity(name, &entry, errors);
+    }
+}
+
+fn resize_policy(policies: &Place<'_>, restart: &Place<'_>, errors: &mut Vec<Error>) {
+    let mut seen = BTreeSet::new();
+    for policy in policies.items() {
+        // Upstream's paths of what is wrong inside are those of the list.
+        let at = |field: &str| Place::new(policy.child(field).value, policies.path.clone());
+        let (resource, policy_of) = (at("resourceName"), at("restartPolicy"));
+        if !seen.insert(resource.text()) {
+            errors.push(Error::duplicate(&policy.path, resource.text()));
+        }
+        resource.one_of(&["cpu", "memory"], errors);
+        policy_of.one_of(&["NotRequired", "RestartContainer"], errors);
+        if restart.is("Never") && !policy_of.is("NotRequired") {
+            errors.push(policy_of.invalid("must be 'NotRequired' when pod `restartPolicy` is 'Never'"));
+        }
     }
 }
 

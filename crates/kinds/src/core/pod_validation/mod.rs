@@ -15,7 +15,9 @@ use crate::place::Place;
 
 mod containers;
 mod env;
+mod ephemeral;
 mod handlers;
+mod resize;
 mod scheduling;
 mod security;
 mod spreading;
@@ -23,7 +25,8 @@ mod status;
 mod update;
 mod volumes;
 
-pub use containers::quantity;
+pub use containers::{quantity, resource_list};
+pub use scheduling::tolerations;
 pub use status::validate as validate_status;
 
 /// The sources of the volumes that have nothing wrong with them, by name.
@@ -45,25 +48,49 @@ impl Pod<'_> {
 
 /// A pod that is created, or replaces `old`.
 pub fn validate(pod: &Value, old: Option<&Value>) -> Vec<Error> {
-    let root = Place::root(pod);
-    let (metadata, spec) = (root.child("metadata"), root.child("spec"));
-    let mut errors = Vec::new();
-    annotations(&metadata.child("annotations"), &spec, &mut errors);
-    errors.extend(pod_spec(&spec, true));
-    for list in ["containers", "initContainers"] {
-        for container in spec.child(list).items() {
-            let image = container.child("image");
-            if image.text().trim() != image.text() {
-                errors.push(image.invalid("must not have leading or trailing whitespace"));
-            }
-        }
-    }
+    let (spec, mut errors) = (Place::root(pod).child("spec"), whole(pod));
     match old {
         Some(old) => update::validate(&spec, old, &mut errors),
         None => {
             let node = spec.child("nodeName");
             if !node.is_empty() && !spec.child("schedulingGates").is_empty() {
                 errors.push(node.forbidden("cannot be set until all schedulingGates have been cleared"));
+            }
+            if !spec.child("ephemeralContainers").is_empty() {
+                errors.push(spec.child("ephemeralContainers").forbidden("cannot be set on create"));
+            }
+        }
+    }
+    errors
+}
+
+/// A pod that gets further ephemeral containers.
+pub fn validate_ephemeral(pod: &Value, old: Option<&Value>) -> Vec<Error> {
+    let mut errors = whole(pod);
+    let list = Place::root(pod).child("spec").child("ephemeralContainers");
+    ephemeral::update(&list, old.unwrap_or(&Value::Null), &mut errors);
+    errors
+}
+
+/// A pod whose resources change.
+pub fn validate_resize(pod: &Value, old: Option<&Value>) -> Vec<Error> {
+    let mut errors = whole(pod);
+    resize::validate(pod, old.unwrap_or(&Value::Null), &mut errors);
+    errors
+}
+
+/// What is wrong with a pod by itself.
+fn whole(pod: &Value) -> Vec<Error> {
+    let root = Place::root(pod);
+    let (metadata, spec) = (root.child("metadata"), root.child("spec"));
+    let mut errors = Vec::new();
+    annotations(&metadata.child("annotations"), &spec, &mut errors);
+    errors.extend(pod_spec(&spec, true));
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in spec.child(list).items() {
+            let image = container.child("image");
+            if image.text().trim() != image.text() {
+                errors.push(image.invalid("must not have leading or trailing whitespace"));
             }
         }
     }
@@ -79,6 +106,10 @@ pub fn template(template: &Place<'_>, errors: &mut Vec<Error>) {
     annotation_keys(&at("annotations"), errors);
     annotations(&at("annotations"), &template.child("spec"), errors);
     errors.extend(pod_spec(&template.child("spec"), false));
+    let ephemeral = template.child("spec").child("ephemeralContainers");
+    if !ephemeral.is_empty() {
+        errors.push(ephemeral.forbidden("ephemeral containers not allowed in pod template"));
+    }
 }
 
 /// Source: apimachinery `pkg/api/validation/objectmeta.go`, `ValidateAnnotations`.
@@ -128,6 +159,7 @@ fn pod_spec(spec: &Place<'_>, is_pod: bool) -> Vec<Error> {
         volume_names: spec.child("volumes").items().map(|volume| volume.child("name").text()).collect(),
     };
     containers::validate(&pod, &mut errors);
+    ephemeral::validate(&pod, &mut errors);
     host_network(spec, is_pod, &mut errors);
     spec.child("restartPolicy").one_of(&["Always", "OnFailure", "Never"], &mut errors);
     spec.child("dnsPolicy").one_of(&["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], &mut errors);
@@ -160,17 +192,18 @@ fn pod_spec(spec: &Place<'_>, is_pod: bool) -> Vec<Error> {
             name.keep(names::is_dns1123_subdomain, &mut errors);
         }
     }
-    let class = spec.child("priorityClassName");
-    if !class.is_empty() {
-        class.keep(names::is_dns1123_subdomain, &mut errors);
+    for class in ["priorityClassName", "runtimeClassName"] {
+        if !spec.child(class).is_empty() {
+            spec.child(class).keep(names::is_dns1123_subdomain, &mut errors);
+        }
     }
+    containers::resource_list(&spec.child("overhead"), &mut errors);
     spec.child("preemptionPolicy").if_set_one_of(&["PreemptLowerPriority", "Never"], &mut errors);
     let os = spec.child("os");
     if os.is_set() && os.child("name").is_empty() {
         errors.push(os.child("name").required(""));
     }
     errors.extend(pod_support::check(spec));
-    volumes::refuse_disk_limits(&spec.child("volumes"), &mut errors);
     errors
 }
 

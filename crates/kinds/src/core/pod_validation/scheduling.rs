@@ -82,7 +82,7 @@ fn field(requirement: &Place<'_>, errors: &mut Vec<Error>) {
     }
 }
 
-pub(super) fn tolerations(tolerations: &Place<'_>, errors: &mut Vec<Error>) {
+pub fn tolerations(tolerations: &Place<'_>, errors: &mut Vec<Error>) {
     for toleration in tolerations.items() {
         let place = |field: &str| toleration.child(field);
         let (key, operator, value, effect) = (place("key"), place("operator"), place("value"), place("effect"));

@@ -8,7 +8,6 @@ use api::quantity::Quantity;
 
 use super::env::{field_reference, resource_reference};
 use super::{Pod, Volumes};
-use crate::core::pod_support;
 use crate::place::Place;
 
 /// The fields that the downward API offers as files.
@@ -47,6 +46,7 @@ fn source(volume: &Place<'_>, errors: &mut Vec<Error>) {
         ("downwardAPI", downward_api),
         ("configMap", |config, errors| files(config, "name", errors)),
         ("projected", projected),
+        ("image", image),
     ] {
         let source = volume.child(kind);
         if !source.is_set() {
@@ -79,16 +79,6 @@ fn empty_dir(dir: &Place<'_>, errors: &mut Vec<Error>) {
     }
 }
 
-/// What `pod_support` refuses, and cannot tell from the field alone.
-pub(super) fn refuse_disk_limits(volumes: &Place<'_>, errors: &mut Vec<Error>) {
-    let why = "the size of an emptyDir on disk is not limited; use medium Memory, or leave the limit out";
-    let on_disk =
-        volumes.items().map(|volume| volume.child("emptyDir")).filter(|dir| !dir.child("medium").is("Memory"));
-    let limits = on_disk.map(|dir| dir.child("sizeLimit"));
-    let set = limits.filter(|limit| Quantity::from_json(limit.value).is_ok_and(|amount| !amount.is_zero()));
-    errors.extend(set.map(|limit| pod_support::refusal(&limit, why)));
-}
-
 fn host_path(host: &Place<'_>, errors: &mut Vec<Error>) {
     let path = host.child("path");
     if path.is_empty() {
@@ -96,6 +86,13 @@ fn host_path(host: &Place<'_>, errors: &mut Vec<Error>) {
     }
     no_backsteps(&path, errors);
     host.child("type").if_set_one_of(HOST_PATH_TYPES, errors);
+}
+
+fn image(image: &Place<'_>, errors: &mut Vec<Error>) {
+    if image.child("reference").is_empty() {
+        errors.push(image.child("reference").required(""));
+    }
+    image.child("pullPolicy").if_set_one_of(&["Always", "IfNotPresent", "Never"], errors);
 }
 
 /// A secret or a config map, whose name stands in the field `name`.
