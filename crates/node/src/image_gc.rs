@@ -8,10 +8,18 @@ use std::time::Duration;
 use client::events::{Recorder, Severity};
 use image::gc::Policy;
 use image::store::ImageStore;
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, PodSpec};
 use tracing::{info, warn};
 
 use crate::shared::Registry;
+
+/// The images that a pod runs or mounts.
+fn images_of(spec: &PodSpec) -> Vec<String> {
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let ephemeral = spec.ephemeral_containers.iter().flatten().filter_map(|container| container.image.clone());
+    let mounted = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.clone());
+    containers.filter_map(|container| container.image.clone()).chain(ephemeral).chain(mounted).collect()
+}
 
 const EVERY: Duration = Duration::from_secs(300);
 
@@ -23,13 +31,8 @@ pub async fn run(images: ImageStore, registry: Registry, recorder: Recorder, nod
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        let named: BTreeSet<String> = registry
-            .all()
-            .iter()
-            .filter_map(|known| known.pod.spec.as_ref())
-            .flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
-            .filter_map(|container| container.image.clone())
-            .collect();
+        let named: BTreeSet<String> =
+            registry.all().iter().filter_map(|known| known.pod.spec.as_ref()).flat_map(images_of).collect();
         let in_use = named.iter().filter_map(|name| images.get(name)).map(|image| image.id.clone()).collect();
         match images.collect(&Policy::default(), &in_use).await {
             Ok(deleted) if deleted.eligible_bytes < deleted.wanted_bytes => {

@@ -38,7 +38,8 @@ pub async fn ensure(
     container: &Container,
 ) -> Result<Arc<Image>, Missing> {
     let name = container.image.as_deref().unwrap_or_default();
-    let of = Some(container.name.as_str());
+    // An image that is mounted belongs to no container.
+    let of = Some(container.name.as_str()).filter(|name| !name.is_empty());
     let reference = Reference::parse(name).map_err(|error| {
         let message =
             format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");

@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod admission;
 pub mod backoff;
 pub mod events;
+pub mod eviction;
 pub mod exec;
 pub mod hooks;
 pub mod http_get;

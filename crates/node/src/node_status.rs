@@ -166,9 +166,17 @@ fn status(
             "architecture": architecture(),
         },
         "features": {"supplementalGroupsPolicy": true},
+        "runtimeHandlers": runtime_handlers(),
         "images": image_list(images),
         "conditions": conditions(pressure, &old["conditions"], now),
     })
+}
+
+/// The default one has no name.
+fn runtime_handlers() -> Vec<Value> {
+    let all = std::iter::once("").chain(crate::worker::HANDLERS);
+    all.map(|name| json!({"name": name, "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}))
+        .collect()
 }
 
 fn image_list(images: &ImageStore) -> Vec<Value> {
@@ -308,8 +316,14 @@ async fn report(
     let node: Node = client.get("", &identity.name).await?;
     let old = serde_json::to_value(&node.status).map_err(Status::internal)?;
     let status = status(identity, machine, images, pressure(&identity.data_dir), &old, now);
-    // A merge patch replaces lists whole; conditions of others are kept by hand.
     let mut status = status;
+    // What others advertise by setting a capacity can be allocated. Source: nodestatus/setters.go, `MachineInfo`.
+    for (name, amount) in old["capacity"].as_object().into_iter().flatten() {
+        if name.contains('/') && !name.contains("kubernetes.io/") {
+            status["allocatable"][name] = amount.clone();
+        }
+    }
+    // A merge patch replaces lists whole; conditions of others are kept by hand.
     let ours = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
     let foreign = old["conditions"]
         .as_array()

@@ -13,11 +13,19 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::pod_machine::container::{Role, Slot, State, Waiting, should_restart};
-use crate::pod_machine::{Exit, Machine, Sandbox, api_time, container_of};
+use crate::pod_machine::{Exit, Machine, Resize, Sandbox, api_time};
 use crate::resources::{self, Side};
 
 /// The conditions that the kubelet writes; all others are kept as they are. Source: types/pod_status.go.
-pub const OWNED: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWNED: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
 
 impl Machine {
     /// The pod's status now. `host` are the node's addresses, primary family first.
@@ -25,7 +33,7 @@ impl Machine {
         let spec = self.pod.spec.clone().unwrap_or_default();
         let old = self.pod.status.clone().unwrap_or_default();
         let ended = self.has_ended();
-        let mut init = self.statuses(&spec, ended, |role| role != Role::Main);
+        let mut init = self.statuses(&spec, ended, |role| matches!(role, Role::Init | Role::Sidecar));
         let mut main = self.statuses(&spec, ended, |role| role == Role::Main);
         let any_started = self.slots.iter().any(|slot| slot.role == Role::Main && slot.is_running());
         let failed = self.stop.as_ref().and_then(|stop| stop.failed.clone());
@@ -51,6 +59,7 @@ impl Machine {
         if self.rejected {
             (init, main) = (Vec::new(), Vec::new());
         }
+        let ephemeral = self.statuses(&spec, ended, |role| role == Role::Ephemeral);
         let conditions = self.fresh_conditions(&spec, &old, &init, &main, phase, now);
         self.conditions.clone_from(&conditions);
         let ips = self.pod_ips(&spec, host);
@@ -68,6 +77,7 @@ impl Machine {
             start_time: Some(api_time(self.start_time)),
             init_container_statuses: (!init.is_empty()).then_some(init),
             container_statuses: (!main.is_empty()).then_some(main),
+            ephemeral_container_statuses: (!ephemeral.is_empty() && !self.rejected).then_some(ephemeral),
             resources: Some(ResourceRequirements {
                 requests: Some(resources::to_api(&requests)).filter(|amounts| !amounts.is_empty()),
                 limits: Some(resources::to_api(&limits)).filter(|amounts| !amounts.is_empty()),
@@ -105,7 +115,7 @@ impl Machine {
         let slots = self.slots.iter().enumerate().filter(|(_, slot)| wanted(slot.role));
         let mut statuses: Vec<ContainerStatus> = slots
             .filter_map(|(index, slot)| {
-                let container = container_of(spec, &slot.name)?;
+                let container = self.container(&slot.name)?;
                 let unknown = ended && initialized && slot.role == Role::Main;
                 Some(self.container_status(index, slot, container, initializing, unknown))
             })
@@ -127,9 +137,13 @@ impl Machine {
         let (state, last) = self.states(index, slot, initializing, unknown);
         let running = state.running.is_some();
         let created = slot.id.is_some();
+        // What it has, not what it is to have.
+        let has = slot.resources.clone().or_else(|| container.resources.clone()).unwrap_or_default();
+        let has = created.then_some(has);
         let ready = match slot.role {
             Role::Init => slot.succeeded(),
             Role::Sidecar | Role::Main => running && slot.ready,
+            Role::Ephemeral => false,
         };
         ContainerStatus {
             name: slot.name.clone(),
@@ -141,8 +155,8 @@ impl Machine {
             started: Some(running && slot.started),
             state: Some(state),
             last_state: Some(last),
-            resources: created.then(|| container.resources.clone().unwrap_or_default()),
-            allocated_resources: container.resources.as_ref().and_then(|own| own.requests.clone()).filter(|_| created),
+            resources: has.clone(),
+            allocated_resources: has.and_then(|own| own.requests),
             user: slot.user.as_ref().map(|user| ContainerUser {
                 linux: Some(LinuxContainerUser {
                     uid: user.uid.into(),
@@ -228,7 +242,7 @@ impl Machine {
             ("PodScheduled", Verdict::yes()),
         ];
         let mut conditions = foreign;
-        for (name, verdict) in owned {
+        for (name, verdict) in owned.into_iter().chain(self.resize_condition()) {
             let status = if verdict.is { "True" } else { "False" };
             let before = self.conditions.iter().find(|condition| condition.type_ == name);
             let since = before
@@ -245,6 +259,18 @@ impl Machine {
             });
         }
         conditions
+    }
+
+    /// Source: status_manager.go, `SetPodResizePendingCondition` and `SetPodResizeInProgressCondition`.
+    fn resize_condition(&self) -> Option<(&'static str, Verdict)> {
+        let verdict = |reason, message: &str| Verdict { is: true, reason, message: message.to_owned() };
+        match &self.resize {
+            _ if self.stop.is_some() => None,
+            Resize::None => None,
+            Resize::InProgress { error: None } => Some(("PodResizeInProgress", verdict("", ""))),
+            Resize::InProgress { error: Some(error) } => Some(("PodResizeInProgress", verdict("Error", error))),
+            Resize::Pending { reason, message } => Some(("PodResizePending", verdict(reason, message))),
+        }
     }
 
     /// Whether a main container ever ran in this sandbox: a sidecar that restarts does not undo it.

@@ -1,6 +1,6 @@
 //! Probes: each runs in a task of its own on a timer of its own, and tells the pod's machine when a threshold is passed.
 //!
-//! Sources: prober/worker.go (thresholds, schedule), prober/prober.go (messages).
+//! Sources: prober/worker.go (thresholds, schedule, manual runs while a container is not ready), prober/prober.go (messages).
 
 use std::time::Duration;
 
@@ -15,6 +15,10 @@ use crate::pod_machine::ProbeKind;
 
 /// Attempts when a probe cannot be carried out at all. Source: prober.go, `maxProbeRetries`.
 const ATTEMPTS: usize = 3;
+
+/// The first gap between extra probes of a container that has just started, and of commands, which cost more.
+const FIRST_GAP: Duration = Duration::from_millis(20);
+const FIRST_COMMAND_GAP: Duration = Duration::from_millis(100);
 
 /// One probe's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +62,34 @@ impl Counter {
         }
         self.told = Some(healthy);
         Some(healthy)
+    }
+}
+
+/// Extra probes after a container's start, at growing gaps, until one succeeds or the gap has grown to the period.
+///
+/// Upstream probes out of turn whenever it looks at a pod that is not ready (`manualTriggerCh`); here the gaps stand in for its
+/// looking. Only their success counts: a program that is still starting is no failure, and thresholds keep their meaning.
+#[derive(Clone, Debug)]
+struct Eager {
+    gap: Option<Duration>,
+    period: Duration,
+}
+
+impl Eager {
+    /// `None` for what is never probed out of turn: liveness, and containers that had started before this process did.
+    fn new(kind: ProbeKind, probe: &Probe, period: Duration, adopted: bool) -> Self {
+        let first = if probe.exec.is_some() { FIRST_COMMAND_GAP } else { FIRST_GAP };
+        let wanted = kind != ProbeKind::Liveness && !adopted && first < period;
+        Self { gap: wanted.then_some(first), period }
+    }
+
+    /// How long to wait for the next extra probe, if there is to be one.
+    fn gap(&self) -> Option<Duration> {
+        self.gap
+    }
+
+    fn observe(&mut self, healthy: bool) {
+        self.gap = self.gap.map(|gap| gap * 2).filter(|gap| !healthy && *gap < self.period);
     }
 }
 
@@ -115,28 +147,42 @@ pub async fn run(target: Target, first: Duration, now: Timestamp, reports: mpsc:
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut counter = Counter::new(&probe);
+    let mut eager = Eager::new(target.kind, &probe, period, !first.is_zero());
+    let mut begun = false;
     // Nobody listens any more when the pod is gone.
     let report = async |report| drop(reports.send(report).await);
     loop {
-        ticks.tick().await;
+        let gap = eager.gap().filter(|_| begun);
+        let in_turn = tokio::select! {
+            _ = ticks.tick() => true,
+            () = tokio::time::sleep(gap.unwrap_or_default()), if gap.is_some() => false,
+        };
+        begun = true;
         let kind = kind_name(target.kind);
-        let healthy = match attempt(&target, &probe).await {
-            Outcome::Healthy => true,
+        let outcome = attempt(&target, &probe).await;
+        let healthy = matches!(outcome, Outcome::Healthy | Outcome::Warning(_));
+        eager.observe(healthy);
+        if !in_turn {
+            if !healthy {
+                continue;
+            }
+            ticks.reset();
+        }
+        match outcome {
+            Outcome::Healthy => {}
             Outcome::Warning(text) => {
                 report(Report::Record { reason: "ProbeWarning", message: format!("{kind} probe warning: {text}") })
                     .await;
-                true
             }
             Outcome::Unhealthy(text) => {
                 report(Report::Record { reason: "Unhealthy", message: format!("{kind} probe failed: {text}") }).await;
-                false
             }
             Outcome::Error(text) => {
                 let message = format!("{kind} probe errored and resulted in unknown state: {text}");
                 report(Report::Record { reason: "Unhealthy", message }).await;
                 continue;
             }
-        };
+        }
         if let Some(result) = counter.observe(healthy) {
             report(Report::Result(result)).await;
             let last = match target.kind {
@@ -234,6 +280,26 @@ mod tests {
             })
             .collect();
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_program_that_starts_is_asked_often_and_then_rarely() {
+        let gaps = |kind, probe: serde_json::Value, period, adopted, healthy_at: usize| {
+            let probe = serde_json::from_value(probe).unwrap();
+            let mut eager = Eager::new(kind, &probe, Duration::from_millis(period), adopted);
+            let asked = (0..).map_while(|n| {
+                let gap = eager.gap()?;
+                eager.observe(n == healthy_at);
+                Some(gap.as_millis())
+            });
+            asked.collect::<Vec<_>>()
+        };
+        let (http, exec) = (json!({"httpGet": {"port": 80}}), json!({"exec": {"command": ["true"]}}));
+        assert_eq!(gaps(ProbeKind::Readiness, http.clone(), 200, false, 99), [20, 40, 80, 160]);
+        assert_eq!(gaps(ProbeKind::Startup, exec, 1000, false, 99), [100, 200, 400, 800]);
+        assert_eq!(gaps(ProbeKind::Readiness, http.clone(), 10_000, false, 1), [20, 40]);
+        assert!(gaps(ProbeKind::Liveness, http.clone(), 10_000, false, 99).is_empty());
+        assert!(gaps(ProbeKind::Readiness, http, 10_000, true, 99).is_empty(), "the API's word counts until it fails");
     }
 
     #[test]

@@ -10,12 +10,13 @@ use client::informer::Informer;
 use client::{Client, Clock};
 use image::store::ImageStore;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::network::PodNetwork;
 use crate::plan::files::ClusterDns;
+use crate::pod_machine;
 use crate::resources::Amounts;
 use crate::sources::Sources;
 
@@ -111,6 +112,15 @@ impl Shared {
 pub struct Known {
     pub pod: Arc<Pod>,
     pub status: PodStatus,
+}
+
+impl Known {
+    /// A container of the pod, of whichever list.
+    pub fn container(&self, name: &str) -> Option<Container> {
+        let spec = self.pod.spec.as_ref()?;
+        let ephemeral = || pod_machine::ephemeral_containers(spec).into_iter().find(|container| container.name == name);
+        pod_machine::container_of(spec, name).cloned().or_else(ephemeral)
+    }
 }
 
 /// The node's pods by uid. Cheap to clone.

@@ -54,7 +54,8 @@ pub fn named_by(pod: &Pod) -> BTreeSet<Name> {
             }
         }
     }
-    for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+    let ephemeral = crate::pod_machine::ephemeral_containers(spec);
+    for container in spec.init_containers.iter().flatten().chain(&spec.containers).chain(&ephemeral) {
         for source in container.env_from.iter().flatten() {
             if let Some(source) = &source.secret_ref {
                 add(Kind::Secret, &source.name);

@@ -16,9 +16,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// The fields of the status that the node writes. Those that are missing from a new status are removed.
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 16] = [
     "allocatedResources",
     "containerStatuses",
+    "ephemeralContainerStatuses",
     "hostIP",
     "hostIPs",
     "initContainerStatuses",
@@ -69,7 +70,10 @@ fn conditions(before: &Value, after: &Value) -> Value {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let before = list(before);
     let owned = |condition: &Value| condition["type"].as_str().is_some_and(|name| OWNED.contains(&name));
-    let changed = list(after).into_iter().filter(|condition| owned(condition) && !before.contains(condition));
+    let after = list(after);
+    let gone = before.iter().filter(|old| owned(old) && !after.iter().any(|new| new["type"] == old["type"]));
+    let removals: Vec<Value> = gone.map(|old| json!({"$patch": "delete", "type": old["type"]})).collect();
+    let changed = after.into_iter().filter(|condition| owned(condition) && !before.contains(condition));
     let cleared = |mut condition: Value| {
         // A patch merges: what a condition no longer says must be taken back, or a Ready pod keeps why it was not.
         let old = before.iter().find(|old| old["type"] == condition["type"]).and_then(Value::as_object);
@@ -80,7 +84,7 @@ fn conditions(before: &Value, after: &Value) -> Value {
         }
         condition
     };
-    changed.map(cleared).collect::<Vec<_>>().into()
+    changed.map(cleared).chain(removals).collect::<Vec<_>>().into()
 }
 
 fn addresses(before: &Value, after: &Value) -> Value {
@@ -195,6 +199,15 @@ mod tests {
             json!({"conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "x"}]}),
             json!({"conditions": [{"type": "Ready", "status": "True"}]}),
             json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]}),
+        );
+    }
+
+    #[test]
+    fn a_condition_of_ours_that_is_over_is_removed() {
+        check(
+            json!({"conditions": [{"type": "PodResizeInProgress", "status": "True"}, {"type": "lb", "status": "True"}]}),
+            json!({"conditions": [{"type": "lb", "status": "True"}]}),
+            json!({"conditions": [{"$patch": "delete", "type": "PodResizeInProgress"}]}),
         );
     }
 

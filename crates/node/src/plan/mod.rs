@@ -333,11 +333,6 @@ pub fn pod(pod: &Pod, cluster_domain: &str, log_root: &std::path::Path) -> Resul
     if spec.host_users == Some(false) {
         return Err("spec.hostUsers: false is not supported on this node yet: user namespaces are not built".to_owned());
     }
-    if let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
-        return Err(format!(
-            "spec.runtimeClassName: runtime handler for {class:?} not found, this node has only the default"
-        ));
-    }
     let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
     Ok(PodPlan {
         hostname: files::kernel_host_name(pod, cluster_domain)?,

@@ -1,7 +1,7 @@
 //! One container within the pod machine: what it is, where it stands, and how it is being stopped.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec, ResourceRequirements};
 
 use super::{Exit, ProbeKind, User};
 use crate::backoff::Backoff;
@@ -14,6 +14,18 @@ pub enum Role {
     /// An init container with `restartPolicy: Always`: runs beside all others.
     Sidecar,
     Main,
+    /// Added to a pod that runs, for debugging: runs once, and nothing waits for it.
+    Ephemeral,
+}
+
+impl Role {
+    /// Whether a running container gives way to one of a changed definition.
+    pub fn restarts_on_change(self) -> bool {
+        match self {
+            Self::Sidecar | Self::Main => true,
+            Self::Init | Self::Ephemeral => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +73,7 @@ pub struct Waiting {
 }
 
 /// A container of the pod, over all its runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
     pub name: String,
     pub role: Role,
@@ -82,6 +94,10 @@ pub struct Slot {
     pub image: Option<String>,
     pub image_id: Option<String>,
     pub user: Option<User>,
+    /// The resources that the newest run has.
+    pub resources: Option<ResourceRequirements>,
+    /// It is being restarted for other resources.
+    pub restart_for_resize: bool,
     pub started: bool,
     pub ready: bool,
     pub retry_at: Option<Timestamp>,
@@ -107,6 +123,8 @@ impl Slot {
             image: None,
             image_id: None,
             user: None,
+            resources: None,
+            restart_for_resize: false,
             started: false,
             ready: false,
             retry_at: None,
@@ -170,6 +188,7 @@ impl Slot {
         };
         self.id = status.container_id.as_ref().map(|id| id.trim_start_matches("coracle://").to_owned());
         self.image_id = Some(status.image_id.clone()).filter(|id| !id.is_empty());
+        self.resources = status.resources.clone();
     }
 }
 
@@ -177,8 +196,10 @@ impl Slot {
 ///
 /// Source: pkg/api/v1/pod/util.go, `ContainerShouldRestart`.
 pub fn should_restart(container: &Container, spec: &PodSpec, role: Role, code: i32) -> bool {
-    if role == Role::Sidecar {
-        return true;
+    match role {
+        Role::Sidecar => return true,
+        Role::Ephemeral => return false,
+        Role::Init | Role::Main => {}
     }
     if container.restart_policy.is_some() && rule_restarts(container, code) {
         return true;

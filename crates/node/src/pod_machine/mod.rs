@@ -6,6 +6,7 @@
 //! ([`start`] or [`stop`]) asks for everything that the state calls for and that has not been asked for yet.
 
 pub mod container;
+mod resize;
 mod start;
 mod stop;
 #[cfg(test)]
@@ -14,10 +15,13 @@ mod tests;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use self::container::{Role, Running, Slot, State, Waiting};
+pub use self::resize::{Change, Resize, Resized};
 
 /// What happened to the pod, told by the shell that carries out the effects.
 #[derive(Clone, Debug)]
@@ -87,16 +91,20 @@ pub enum Event {
         kind: ProbeKind,
         healthy: bool,
     },
+    /// What became of [`Effect::Resize`].
+    Resized(Resized),
     /// Time passed.
     Tick,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Started {
     pub container: String,
     pub id: String,
     pub at: Timestamp,
     pub user: Option<User>,
+    /// What it was started with, when that is not what the pod says now.
+    pub resources: Option<ResourceRequirements>,
 }
 
 /// The identity that a container's first process got.
@@ -195,6 +203,8 @@ pub enum Effect {
         container: String,
         kind: ProbeKind,
     },
+    /// Gives running containers the resources of [`Machine::changes`], as soon as the node has room; replaces an earlier one.
+    Resize,
     RemoveSandbox,
     UnmountVolumes,
     Record {
@@ -257,6 +267,8 @@ pub(crate) struct Stop {
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub(crate) pod: Arc<Pod>,
+    /// The pod's ephemeral containers, in the form of ordinary ones.
+    ephemeral: Vec<Container>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) volumes: Volumes,
     pub(crate) volume_failures: u32,
@@ -272,6 +284,7 @@ pub struct Machine {
     pub(crate) finished: bool,
     /// The pod was refused by the node.
     pub(crate) rejected: bool,
+    pub(crate) resize: Resize,
     /// Probes of adopted containers have begun.
     resumed: bool,
     out: Vec<Effect>,
@@ -297,14 +310,15 @@ impl Machine {
     pub fn adopt(pod: Arc<Pod>, found: Adopted, now: Timestamp) -> Self {
         let spec = pod.spec.clone().unwrap_or_default();
         let status = pod.status.clone().unwrap_or_default();
-        let known: Vec<&ContainerStatus> =
-            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten()).collect();
+        let known: Vec<&ContainerStatus> = all_statuses(&status).collect();
+        let ephemeral = ephemeral_containers(&spec);
         let mut slots = Vec::new();
         for container in spec.init_containers.iter().flatten() {
             let sidecar = container.restart_policy.as_deref() == Some("Always");
             slots.push(Slot::new(&container.name, if sidecar { Role::Sidecar } else { Role::Init }));
         }
         slots.extend(spec.containers.iter().map(|container| Slot::new(&container.name, Role::Main)));
+        slots.extend(ephemeral.iter().map(|container| Slot::new(&container.name, Role::Ephemeral)));
         let lost = found.sandbox.is_none();
         for slot in &mut slots {
             let before = known.iter().find(|status| status.name == slot.name);
@@ -316,7 +330,8 @@ impl Machine {
             runs.sort_by_key(|run| run.attempt);
             adopt_runs(slot, before.copied(), &runs);
             slot.stale = lost && slot.exit.is_some();
-            slot.image = container_of(&spec, &slot.name).and_then(|container| container.image.clone());
+            let container = container_of(&spec, &slot.name).or_else(|| named(&ephemeral, &slot.name));
+            slot.image = container.and_then(|container| container.image.clone());
         }
         let had_sandbox = known.iter().any(|status| status.container_id.is_some());
         let ips = match &found.sandbox {
@@ -324,6 +339,7 @@ impl Machine {
             None => status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect(),
         };
         Self {
+            ephemeral,
             slots,
             volumes: Volumes::None,
             volume_failures: 0,
@@ -336,6 +352,7 @@ impl Machine {
             deadline: None,
             finished: false,
             rejected: false,
+            resize: Resize::None,
             resumed: false,
             out: Vec::new(),
             pod,
@@ -411,6 +428,7 @@ impl Machine {
             Event::PreStopDone { container, id } => self.pre_stop_done(&container, &id),
             Event::Exited { container, exit } => self.exited(&container, exit),
             Event::Probed { container, id, kind, healthy } => self.probed(&container, &id, kind, healthy, now),
+            Event::Resized(resized) => self.resized(resized, now),
             Event::Tick => {}
         }
     }
@@ -435,7 +453,14 @@ impl Machine {
 
     /// The container's specification in the newest version of the pod.
     pub fn container(&self, name: &str) -> Option<&Container> {
-        container_of(self.pod.spec.as_ref()?, name)
+        container_of(self.pod.spec.as_ref()?, name).or_else(|| named(&self.ephemeral, name))
+    }
+
+    /// The run whose processes an ephemeral container is to see.
+    pub fn target_of(&self, name: &str) -> Option<String> {
+        let all = self.pod.spec.as_ref()?.ephemeral_containers.as_ref()?;
+        let target = all.iter().find(|container| container.name == name)?.target_container_name.as_deref()?;
+        self.run_of(target).filter(|_| !target.is_empty())
     }
 
     /// The container whose newest run has this id.
@@ -470,15 +495,22 @@ impl Machine {
             self.begin_stop(SignedDuration::from_secs(grace.max(1)), None, now);
             return;
         }
+        self.ephemeral = self.pod.spec.as_ref().map(ephemeral_containers).unwrap_or_default();
+        for index in 0..self.ephemeral.len() {
+            if self.index(&self.ephemeral[index].name).is_none() {
+                self.slots.push(Slot::new(&self.ephemeral[index].name, Role::Ephemeral));
+            }
+        }
         for index in 0..self.slots.len() {
             let slot = &self.slots[index];
             let image = self.container(&slot.name).and_then(|container| container.image.clone());
-            if slot.is_running() && !slot.is_stopping() && image != slot.image && slot.role != Role::Init {
+            if slot.is_running() && !slot.is_stopping() && image != slot.image && slot.role.restarts_on_change() {
                 let message = format!("Container {} definition changed, will be restarted", slot.name);
                 self.slots[index].image = image;
                 self.stop_for_restart(index, message, None, true, now);
             }
         }
+        self.want_resources();
     }
 
     fn spec_grace(&self) -> Option<i64> {
@@ -602,6 +634,22 @@ fn adopt_runs(slot: &mut Slot, before: Option<&ContainerStatus>, runs: &[&Adopte
 
 pub(crate) fn container_of<'a>(spec: &'a k8s_openapi::api::core::v1::PodSpec, name: &str) -> Option<&'a Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
+}
+
+fn named<'a>(containers: &'a [Container], name: &str) -> Option<&'a Container> {
+    containers.iter().find(|container| container.name == name)
+}
+
+/// A pod's ephemeral containers as ordinary ones, which they are but for their target.
+pub(crate) fn ephemeral_containers(spec: &k8s_openapi::api::core::v1::PodSpec) -> Vec<Container> {
+    let convert = |container| serde_json::from_value(serde_json::to_value(container).ok()?).ok();
+    spec.ephemeral_containers.iter().flatten().filter_map(convert).collect()
+}
+
+/// The statuses of all containers, of whichever list.
+pub(crate) fn all_statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flat_map(|list| list.iter().flatten())
 }
 
 /// `now + by`, at the end of time when that is later.

@@ -54,6 +54,7 @@ impl Machine {
             return;
         }
         self.resumed = true;
+        self.want_resources();
         for index in 0..self.slots.len() {
             if self.slots[index].is_running() {
                 self.probe_from_start(index);
@@ -62,9 +63,16 @@ impl Machine {
     }
 
     fn start_containers(&mut self, now: Timestamp) {
+        // Whatever the others wait for may be what is to be looked into.
+        for index in 0..self.slots.len() {
+            if self.slots[index].role == Role::Ephemeral {
+                self.want_running(index, now);
+            }
+        }
         let initialized = self.slots.iter().any(|slot| slot.role == Role::Main && slot.has_started());
         for index in 0..self.slots.len() {
             match self.slots[index].role {
+                Role::Ephemeral => {}
                 Role::Init if initialized || self.slots[index].succeeded() => {}
                 Role::Init => {
                     self.want_running(index, now);
@@ -111,6 +119,9 @@ impl Machine {
     pub(crate) fn may_start(&self, index: usize) -> bool {
         let slot = &self.slots[index];
         let (Some(container), Some(spec)) = (self.container(&slot.name), self.pod.spec.as_ref()) else { return false };
+        if slot.role == Role::Ephemeral {
+            return slot.attempt.is_none();
+        }
         if slot.stale {
             // A new sandbox starts everything over, but not what must run only once and did.
             let policy = container.restart_policy.as_deref().or(spec.restart_policy.as_deref());
@@ -217,15 +228,20 @@ impl Machine {
             .container(&started.container)
             .and_then(|container| container.lifecycle.as_ref())
             .is_some_and(|lifecycle| lifecycle.post_start.is_some());
+        let resources = self.container(&started.container).and_then(|container| container.resources.clone());
         self.begin_run(index, &started.id);
         let slot = &mut self.slots[index];
         slot.image = image;
+        slot.restart_for_resize = false;
+        slot.resources = Some(started.resources.clone().or(resources).unwrap_or_default());
         slot.user = started.user;
         slot.waiting = None;
         slot.state = State::Running(Running { started_at: started.at, hook, stopping: None });
         if self.stop.is_some() {
             return;
         }
+        // They may have changed while it was being started, and what was wanted may now be had.
+        self.want_resources();
         if hook {
             self.out.push(Effect::PostStart { container: started.container, id: started.id });
         } else {
@@ -289,7 +305,7 @@ impl Machine {
     fn probe_from_start(&mut self, index: usize) {
         let slot = &self.slots[index];
         let startup = self.container(&slot.name).is_some_and(|container| container.startup_probe.is_some());
-        if slot.role == Role::Init {
+        if matches!(slot.role, Role::Init | Role::Ephemeral) {
             self.slots[index].started = true;
         } else if startup && !slot.started {
             self.start_probe(index, ProbeKind::Startup);

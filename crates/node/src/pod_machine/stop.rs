@@ -186,7 +186,7 @@ impl Machine {
     fn has_its_turn(&self, index: usize) -> bool {
         self.stop.is_none()
             || self.slots[index].role != Role::Sidecar
-            || !self.slots[index + 1..].iter().any(|slot| slot.is_running() && slot.role != Role::Init)
+            || !self.slots[index + 1..].iter().any(|slot| slot.is_running() && slot.role.restarts_on_change())
     }
 
     pub(super) fn advance_stop(&mut self, now: Timestamp) {

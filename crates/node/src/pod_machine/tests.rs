@@ -60,6 +60,7 @@ impl Script {
                     id: format!("id{}", self.runs),
                     at: self.now,
                     user: None,
+                    resources: None,
                 })
             }
             "no-start" => Event::StartFailed {
@@ -97,6 +98,12 @@ impl Script {
                 pod.metadata.deletion_grace_period_seconds = Some(words[1].parse().unwrap());
                 Event::Updated(Arc::new(pod))
             }
+            "debug" => {
+                let mut pod = Pod::clone(&self.machine.pod);
+                let container = serde_json::from_value(json!({"name": words[1], "targetContainerName": "a"})).unwrap();
+                pod.spec.as_mut().unwrap().ephemeral_containers.get_or_insert_default().push(container);
+                Event::Updated(Arc::new(pod))
+            }
             "wait" => {
                 self.now += SignedDuration::from_secs(words[1].parse().unwrap());
                 Event::Tick
@@ -118,6 +125,7 @@ impl Script {
                 Effect::PreStop { container, .. } => format!("pre-stop {container}"),
                 Effect::PostStart { container, .. } => format!("post-start {container}"),
                 Effect::MountVolumes
+                | Effect::Resize
                 | Effect::CreateSandbox
                 | Effect::RemoveSandbox
                 | Effect::UnmountVolumes
@@ -128,9 +136,7 @@ impl Script {
             writeln!(self.out, "    {text}").unwrap();
         }
         let status = self.machine.status(&[], self.now);
-        let containers =
-            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-        let containers: Vec<String> = containers.map(shown).collect();
+        let containers: Vec<String> = all_statuses(&status).map(shown).collect();
         let mut phase = status.phase.unwrap_or_default();
         if let Some(reason) = status.reason {
             write!(phase, "/{reason}").unwrap();
@@ -718,4 +724,31 @@ fn conditions_name_what_is_missing() {
         ready a yes: Ready ReadinessGatesNotReady corresponding condition of pod readiness gate "example.com/lb" does not exist.
     "#]]
     .assert_eq(&shown);
+}
+
+#[test]
+fn an_ephemeral_container_joins_a_pod_that_runs_and_runs_once() {
+    let script = after_start(
+        one(json!({})),
+        &["image a", "start a"],
+        &["debug look", "image look", "start look", "exit look 1", "wait 600", "exit a 0"],
+        expect![[r#"
+            debug look
+                pull look
+              = Running a:running*0sr look:ContainerCreating*0
+            image look
+                run look/0
+              = Running a:running*0sr look:ContainerCreating*0
+            start look
+              = Running a:running*0sr look:running*0s
+            exit look 1
+              = Running a:running*0sr look:exit1*0
+            wait 600
+              = Running a:running*0sr look:exit1*0
+            exit a 0
+                pull a
+              = Running a:exit0*0 look:exit1*0
+        "#]],
+    );
+    assert_eq!(script.machine.target_of("look").as_deref(), Some("id1"));
 }

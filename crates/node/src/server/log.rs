@@ -169,8 +169,7 @@ fn options(query: &str, now: Timestamp) -> Result<Options, String> {
 }
 
 fn status_of<'a>(status: &'a PodStatus, container: &str) -> Option<&'a ContainerStatus> {
-    let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-    all.into_iter().find(|status| status.name == container)
+    crate::pod_machine::all_statuses(status).find(|status| status.name == container)
 }
 
 /// The run whose log is meant, and whether it still runs; or upstream's words for why there is none.

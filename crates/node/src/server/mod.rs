@@ -215,9 +215,7 @@ impl Endpoint {
         let Some(known) = self.registry.named(namespace, pod) else {
             return Err(text(StatusCode::NOT_FOUND, &format!("pod {pod:?} does not exist")));
         };
-        let has =
-            known.pod.spec.as_ref().is_some_and(|spec| crate::pod_machine::container_of(spec, container).is_some());
-        if !has {
+        if known.container(container).is_none() {
             return Err(text(StatusCode::NOT_FOUND, &format!("container {container:?} not found in pod {pod:?}")));
         }
         Ok(known)

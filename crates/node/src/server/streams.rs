@@ -150,14 +150,11 @@ fn with_cause(error: &dyn std::error::Error) -> String {
 }
 
 fn has_terminal(known: &Known, container: &str) -> bool {
-    let spec = known.pod.spec.as_ref().and_then(|spec| crate::pod_machine::container_of(spec, container));
-    spec.is_some_and(|container| container.tty == Some(true))
+    known.container(container).is_some_and(|container| container.tty == Some(true))
 }
 
 fn running_id(known: &Known, container: &str) -> Option<String> {
-    let all =
-        known.status.container_statuses.iter().flatten().chain(known.status.init_container_statuses.iter().flatten());
-    let status = all.into_iter().find(|status| status.name == container)?;
+    let status = crate::pod_machine::all_statuses(&known.status).find(|status| status.name == container)?;
     status.state.as_ref()?.running.as_ref()?;
     Some(status.container_id.as_ref()?.trim_start_matches("coracle://").to_owned())
 }

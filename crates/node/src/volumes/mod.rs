@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub facts: &'a Facts,
     /// The tokens of each projected volume, in the order of its sources.
     pub tokens: &'a BTreeMap<String, Vec<Token>>,
+    /// The layers of each image volume, from the top down.
+    pub images: &'a BTreeMap<String, Vec<PathBuf>>,
     /// Mount points that the administrator declared.
     pub declared: &'a [PathBuf],
     /// Names new directories of files: unique within the pod.
@@ -149,10 +151,26 @@ fn one(request: &Request<'_>, volume: &Volume) -> Result<Ready, String> {
     if let Some(source) = &volume.empty_dir {
         return empty_dir(request, volume, source);
     }
+    if volume.image.is_some() {
+        let path = image_place(request.dir, &volume.name);
+        let layers = request.images.get(&volume.name).map_or(&[][..], Vec::as_slice);
+        mounts::image(&path, layers).map_err(|error| format!("image {}: {error}", path.display()))?;
+        return Ok(Ready { path, read_only: true });
+    }
     match write_payload(request, volume) {
         Some(written) => written.map(|path| Ready { path, read_only: true }),
         None => Err(format!("volumes of type {} are not supported by this node", kind_of(volume))),
     }
+}
+
+/// Where an emptyDir of the pod with this directory is.
+pub fn empty_dir_place(dir: &Path, volume: &str) -> PathBuf {
+    dir.join("volumes/kubernetes.io~empty-dir").join(volume)
+}
+
+/// Where an image volume of the pod with this directory is mounted.
+pub fn image_place(dir: &Path, volume: &str) -> PathBuf {
+    dir.join("volumes/kubernetes.io~image").join(volume)
 }
 
 fn kind_of(volume: &Volume) -> String {
@@ -162,7 +180,7 @@ fn kind_of(volume: &Volume) -> String {
 }
 
 fn empty_dir(request: &Request<'_>, volume: &Volume, source: &EmptyDirVolumeSource) -> Result<Ready, String> {
-    let path = place(request, "empty-dir", &volume.name);
+    let path = empty_dir_place(request.dir, &volume.name);
     let fresh = !path.exists();
     let made = match source.medium.as_deref().unwrap_or_default() {
         "" => fs::create_dir_all(&path),
@@ -378,8 +396,8 @@ pub(crate) mod tests {
     }
 
     fn run(pod: &Pod, dir: &Path, sources: &Snapshot, stamp: &str) -> Result<BTreeMap<String, Ready>, Vec<Failure>> {
-        let (facts, tokens) = (Facts::default(), BTreeMap::new());
-        set_up(&Request { pod, dir, sources, facts: &facts, tokens: &tokens, declared: &[], stamp })
+        let (facts, tokens, images) = (Facts::default(), BTreeMap::new(), BTreeMap::new());
+        set_up(&Request { pod, dir, sources, facts: &facts, tokens: &tokens, images: &images, declared: &[], stamp })
     }
 
     #[test]

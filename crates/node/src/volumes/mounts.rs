@@ -64,6 +64,28 @@ pub fn tmpfs(dir: &Path, size: Option<u64>, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Mounts the layers of an image on `dir`, read-only and without anything to execute, unless something is there.
+///
+/// # Errors
+/// When a layer is gone, or the kernel refuses.
+pub fn image(dir: &Path, layers: &[PathBuf]) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    if mounted()?.iter().any(|place| place == dir) {
+        return Ok(());
+    }
+    // Below all layers lies an empty directory, which is then mounted over: an overlay wants two at least.
+    fs::create_dir_all(dir)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let all = layers.iter().map(PathBuf::as_path).chain([dir]);
+    let open = all.map(|layer| rustix::fs::open(layer, flags, Mode::empty())).collect::<Result<Vec<_>, _>>()?;
+    // Descriptors make short names: all of them have one page.
+    let names: Vec<String> = open.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect();
+    let data = std::ffi::CString::new(format!("lowerdir={}", names.join(":"))).map_err(io::Error::other)?;
+    let restricted = MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("overlay", dir, "overlay", restricted, data.as_c_str())?;
+    Ok(())
+}
+
 /// Opens `sub` below `volume` without following anything out of it, and makes missing directories with the mode of the volume.
 ///
 /// # Errors

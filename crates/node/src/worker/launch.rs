@@ -67,6 +67,8 @@ struct Launch {
     events: PodEvents,
     /// The run before, whose leftovers go.
     previous: Option<String>,
+    /// The run whose processes it sees.
+    target: Option<String>,
 }
 
 impl Worker {
@@ -83,11 +85,13 @@ impl Worker {
             attempt,
             image,
             volumes: self.volumes.clone(),
-            sources: self.sources.clone(),
+            // Of the pod as it is now: an ephemeral container may name more than the pod did when it came.
+            sources: self.shared.sources.of_pod(self.machine.pod()),
             facts: self.facts(),
             pod_ips: crate::pod_status::by_family(self.machine.ips(), &self.shared.node_ips),
             events: self.events.clone(),
             previous: self.machine.run_of(&name),
+            target: self.machine.target_of(&name),
         };
         self.answer(async move {
             Message::Machine(match launch.run().await {
@@ -150,7 +154,8 @@ impl Launch {
             this.link_log(&id, &log);
             this.remove_old_logs();
         }
-        Ok(Started { container: name, id, at: timestamp(started.at), user: Some(user) })
+        let resources = this.container.resources.clone();
+        Ok(Started { container: name, id, at: timestamp(started.at), user: Some(user), resources })
     }
 
     async fn services(&self) -> Result<Vec<Service>, Failed> {
@@ -214,6 +219,7 @@ impl Launch {
                 (Some(true), _) => Stdin::Open,
                 _ => Stdin::Null,
             },
+            pid_of: self.target.clone(),
             single_process_oom_kill: false,
             labels: BTreeMap::from([(LABEL_SIGNAL.to_owned(), stop_signal(&self.image).to_string())]),
         };

@@ -4,6 +4,7 @@
 //! dead file server or a slow registry, hangs for this pod alone.
 
 mod launch;
+mod resize;
 mod sandbox;
 mod storage;
 
@@ -27,7 +28,7 @@ use crate::sources::PodSources;
 use crate::status::{self, Desired};
 use crate::tokens::Tokens;
 use crate::volumes::Ready;
-use crate::{hooks, pod_status};
+use crate::{eviction, hooks, pod_status};
 
 /// Messages that wait for one worker: far more than a pod's containers and probes can have under way.
 pub const MAILBOX: usize = 256;
@@ -49,6 +50,8 @@ pub enum Message {
         container: String,
         image: Arc<Image>,
     },
+    /// What the pod uses of the disk.
+    Measured(eviction::Usage),
     /// A Secret, a ConfigMap, or the machine's mounts may have changed.
     SourcesChanged,
     /// The object is gone from the API.
@@ -86,9 +89,13 @@ pub struct Worker {
     /// Ends of containers whose start has not been told yet.
     early: BTreeMap<String, runtime::plan::Exit>,
     desired: watch::Sender<Option<Desired>>,
-    /// Probes of adopted containers are spread over their first period.
-    adopted: bool,
+    /// Probes of containers that started earlier are spread over their first period.
+    since: Timestamp,
     gone: bool,
+    /// When the pod's use of the disk is to be measured, while it is limited.
+    measure_at: Option<tokio::time::Instant>,
+    /// Checks and carries out a change of resources.
+    resizing: Option<AbortHandle>,
 }
 
 /// Starts a worker in `tasks`; it ends when nothing of the pod is left here and in the API, or on `cancel`, which leaves the
@@ -118,8 +125,14 @@ pub fn spawn(
         stop_signals: past.stop_signals,
         early: BTreeMap::new(),
         desired,
-        adopted: true,
+        since: shared.now(),
         gone: false,
+        measure_at: pod
+            .spec
+            .as_ref()
+            .is_some_and(eviction::is_limited)
+            .then(|| tokio::time::Instant::now() + eviction::EVERY),
+        resizing: None,
         uid: uid.clone(),
         machine,
         shared,
@@ -162,6 +175,11 @@ impl Worker {
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => Some(Event::Tick),
                 () = tokio::time::sleep(refresh.unwrap_or_default()), if refresh.is_some() => {
                     self.refresh();
+                    None
+                }
+                () = tokio::time::sleep_until(self.measure_at.unwrap_or_else(tokio::time::Instant::now)), if self.measure_at.is_some() => {
+                    self.measure_at = None;
+                    self.measure();
                     None
                 }
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
@@ -209,6 +227,16 @@ impl Worker {
                 self.images.insert(container.clone(), image);
                 Some(Event::ImageReady { container, image_id })
             }
+            Message::Measured(usage) => {
+                let over = self.machine.pod().spec.as_ref().and_then(|spec| eviction::verdict(spec, &usage));
+                let Some(message) = over.filter(|_| !self.machine.is_stopping()) else {
+                    self.measure_at = Some(tokio::time::Instant::now() + eviction::EVERY);
+                    return None;
+                };
+                self.events.warning("Evicted", &message, None);
+                let grace = jiff::SignedDuration::from_secs(1);
+                Some(Event::Evicted { reason: "Evicted".to_owned(), message, grace })
+            }
             Message::SourcesChanged => {
                 self.refresh();
                 Some(Event::SourcesChanged)
@@ -234,7 +262,7 @@ impl Worker {
 
     fn pod_changed(&mut self, pod: &Pod) {
         let (old, new) = (&self.machine.pod().metadata, &pod.metadata);
-        if old.labels != new.labels || old.annotations != new.annotations {
+        if old.labels != new.labels || old.annotations != new.annotations || old.generation != new.generation {
             // The downward API shows them.
             self.refresh();
         }
@@ -296,6 +324,7 @@ impl Worker {
                     probe.abort();
                 }
             }
+            Effect::Resize => self.resize(),
             Effect::Record { warning: true, reason, message, container } => {
                 self.events.warning(reason, &message, container.as_deref());
             }
@@ -406,7 +435,7 @@ impl Worker {
             started_at,
         };
         let (mailbox, events, now) = (self.mailbox.clone(), self.events.clone(), self.shared.now());
-        let first = if self.adopted { spread(&id, &target) } else { Duration::ZERO };
+        let first = if started_at < self.since { spread(&id, &target) } else { Duration::ZERO };
         let (reports, mut told) = mpsc::channel(1);
         let container = name.clone();
         let task = self.tasks.spawn(async move {
@@ -466,6 +495,8 @@ fn spread(id: &str, target: &probes::Target) -> Duration {
 
 /// The label under which a container's stop signal is kept in the runtime.
 pub use launch::LABEL_SIGNAL;
+/// What RuntimeClasses may name.
+pub(crate) use sandbox::HANDLERS;
 
 /// Removes what runs and lies around of a pod that nobody knows any more. Tries until it is done.
 pub(crate) async fn remove_orphan(shared: &Shared, uid: &str) {

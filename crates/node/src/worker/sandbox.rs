@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use tracing::warn;
 
 use super::{Message, Worker};
@@ -10,12 +12,13 @@ use crate::plan;
 use crate::pod_machine::Event;
 use crate::shared::Shared;
 
+/// The handlers of RuntimeClasses that this node runs; without a class it is the empty one.
+pub(crate) const HANDLERS: [&str; 2] = ["coracle", "runc"];
 /// Between attempts to remove what does not go away.
 const RETRY: Duration = Duration::from_secs(5);
 
 impl Worker {
     pub(super) fn create_sandbox(&mut self) {
-        self.adopted = false;
         let (shared, pod, uid) = (self.shared.clone(), self.machine.pod().clone(), self.uid.clone());
         self.answer(async move {
             Message::Machine(match create(&shared, &pod, &uid).await {
@@ -38,7 +41,8 @@ impl Worker {
     }
 }
 
-async fn create(shared: &Shared, pod: &k8s_openapi::api::core::v1::Pod, uid: &str) -> Result<Vec<String>, String> {
+async fn create(shared: &Shared, pod: &Pod, uid: &str) -> Result<Vec<String>, String> {
+    check_runtime(shared, pod).await?;
     let plan = plan::pod(pod, &shared.cluster_dns.domain, &shared.roots.pod_logs)?;
     // What an attempt that was cut short has left is in the way.
     remove(shared, uid).await?;
@@ -53,6 +57,25 @@ async fn create(shared: &Shared, pod: &k8s_openapi::api::core::v1::Pod, uid: &st
             Err(format!("failed to set up the pod's network: {error}"))
         }
     }
+}
+
+/// What runtime classes may name: the one runtime that there is, under its own name and under the usual one.
+///
+/// Source: containerd `internal/cri/server/sandbox_run.go`, for the words.
+async fn check_runtime(shared: &Shared, pod: &Pod) -> Result<(), String> {
+    let name = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+    if name.is_empty() {
+        return Ok(());
+    }
+    let class: RuntimeClass = shared
+        .client
+        .get("", name)
+        .await
+        .map_err(|error| format!("failed to get sandbox runtime: RuntimeClass {name:?}: {error}"))?;
+    if HANDLERS.contains(&class.handler.as_str()) {
+        return Ok(());
+    }
+    Err(format!("failed to get sandbox runtime: no runtime for {:?} is configured", class.handler))
 }
 
 async fn remove(shared: &Shared, uid: &str) -> Result<(), String> {

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tracing::{info, warn};
 
 use super::{Message, Worker};
+use crate::events::PodEvents;
+use crate::eviction;
 use crate::pod_machine::Event;
 use crate::shared::{Roots, Shared};
 use crate::sources::PodSources;
@@ -45,6 +47,7 @@ struct Gathered {
     sources: Snapshot,
     facts: crate::plan::env::Facts,
     tokens: BTreeMap<String, Vec<Token>>,
+    images: BTreeMap<String, Vec<PathBuf>>,
     declared: Vec<PathBuf>,
     stamp: String,
 }
@@ -57,6 +60,7 @@ impl Gathered {
             sources: &self.sources,
             facts: &self.facts,
             tokens: &self.tokens,
+            images: &self.images,
             declared: &self.declared,
             stamp: &self.stamp,
         }
@@ -112,6 +116,22 @@ impl Worker {
         });
     }
 
+    /// Measures what the pod uses of the disk, apart from everything else.
+    pub(super) fn measure(&mut self) {
+        let pod = self.machine.pod().clone();
+        let spec = pod.spec.clone().unwrap_or_default();
+        let dir = self.shared.roots.pod(&self.uid);
+        let root =
+            |name: &String| Some((name.clone(), dir.join("overlay").join(self.machine.run_of(name)?).join("upper")));
+        let roots = spec.containers.iter().filter_map(|container| root(&container.name)).collect();
+        let places = eviction::Places { logs: self.shared.roots.logs(&pod), roots, dir };
+        self.answer(async move {
+            let measured = tokio::task::spawn_blocking(move || eviction::measure(&pod, &places)).await;
+            // A walk that failed is done again when the next is due.
+            Message::Measured(measured.unwrap_or_default())
+        });
+    }
+
     pub(super) fn unmount(&mut self) {
         let (dir, busy, uid) = (self.shared.roots.pod(&self.uid), self.storage.busy.clone(), self.uid.clone());
         self.volumes = Arc::default();
@@ -136,8 +156,13 @@ impl Worker {
     fn gather(&self) -> impl Future<Output = Result<(Gathered, Tokens), Vec<Failure>>> + Send + 'static {
         let (shared, sources, pod, uid) =
             (self.shared.clone(), self.sources.clone(), self.machine.pod().clone(), self.uid.clone());
-        let (facts, tokens) = (self.facts(), self.tokens.clone());
-        async move { gather(shared, sources, pod, uid, facts, tokens).await }
+        let (facts, tokens, events) = (self.facts(), self.tokens.clone(), self.events.clone());
+        async move {
+            let images = images(&shared, &pod, &uid, &events).await?;
+            let (mut gathered, tokens) = gather(shared, sources, pod, uid, facts, tokens).await?;
+            gathered.images = images;
+            Ok((gathered, tokens))
+        }
     }
 }
 
@@ -158,11 +183,39 @@ async fn gather(
         sources: snapshot,
         facts,
         tokens: issued,
+        images: BTreeMap::new(),
         declared: declared(&shared.roots, &pod),
         stamp: stamp(now),
         pod,
     };
     Ok((gathered, tokens))
+}
+
+/// The layers of the pod's image volumes that are not mounted yet.
+async fn images(
+    shared: &Shared,
+    pod: &Pod,
+    uid: &str,
+    events: &PodEvents,
+) -> Result<BTreeMap<String, Vec<PathBuf>>, Vec<Failure>> {
+    let mut layers = BTreeMap::new();
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let Some(source) = &volume.image else { continue };
+        let failed = |message: String| vec![Failure { volume: volume.name.clone(), message }];
+        let mounted = volumes::mounts::mounted().map_err(|error| failed(error.to_string()))?;
+        if mounted.contains(&volumes::image_place(&shared.roots.pod(uid), &volume.name)) {
+            continue;
+        }
+        let wanted = Container {
+            image: source.reference.clone(),
+            image_pull_policy: source.pull_policy.clone(),
+            ..Container::default()
+        };
+        let image = crate::images::ensure(&shared.images, &shared.client, events, pod, &wanted).await;
+        let image = image.map_err(|missing| failed(format!("{}: {}", missing.reason, missing.message)))?;
+        layers.insert(volume.name.clone(), image.layers.clone());
+    }
+    Ok(layers)
 }
 
 /// The first volume that comes from the API, for messages about the API.

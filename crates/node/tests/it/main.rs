@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bed;
+mod changes;
 mod configuration;
 mod endpoint;
 mod images;

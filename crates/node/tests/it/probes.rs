@@ -23,6 +23,19 @@ async fn readiness_follows_its_probe() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_is_ready_as_soon_as_it_can_be() {
+    let bed = Bed::new().await;
+    let script = "sleep 0.3; echo yes > /tmp/ready; while true; do sleep 0.05; done";
+    let mut container = json!({"name": "main", "command": ["sh", "-c", script]});
+    container["readinessProbe"] = probe("cat /tmp/ready", 1);
+    // The next one in turn would come too late for this test.
+    container["readinessProbe"]["periodSeconds"] = json!(300);
+    bed.pod("eager", json!({"containers": [container], "terminationGracePeriodSeconds": 1})).await;
+    bed.until_ready("eager").await;
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_container_is_restarted() {
     let bed = Bed::new().await;
     let mut container =
