@@ -45,6 +45,8 @@ pub struct Facts {
     pub filesystems: Vec<String>,
     pub has_seccomp_filter: bool,
     pub has_nftables: bool,
+    /// Modules of nftables that services need and the kernel does not have.
+    pub missing_nft_modules: Vec<&'static str>,
     pub has_ipv6: bool,
     /// Ports that the server will listen on and somebody else has, with who that is.
     pub taken_ports: BTreeMap<u16, String>,
@@ -177,6 +179,11 @@ fn features(facts: &Facts) -> Vec<Finding> {
             }
         })
         .collect();
+    if facts.has_nftables && !facts.missing_nft_modules.is_empty() {
+        let modules = facts.missing_nft_modules.join(" ");
+        let message = format!("the kernel lacks parts of nftables that services need: {modules}");
+        findings.push(fatal("nft-modules", message, &format!("modprobe -a {modules}, or boot a kernel that has them")));
+    }
     if !facts.has_ipv6 {
         findings.push(Finding {
             code: "ipv6".into(),
@@ -213,6 +220,8 @@ fn free_port(facts: &Facts, what: &str, port: u16, key: &str) -> Finding {
 /// Looks at this machine.
 pub fn gather(config: &Config) -> Facts {
     let ports = [config.api_port, config.kubelet_port, config.http_port, config.https_port];
+    // Without the privilege to look, the lack of that is what is told.
+    let missing_nft_modules = net::probe::missing_nft_modules().unwrap_or_default();
     Facts {
         is_root: rustix::process::geteuid().is_root(),
         kernel: read("/proc/sys/kernel/osrelease"),
@@ -223,6 +232,7 @@ pub fn gather(config: &Config) -> Facts {
             .collect(),
         has_seccomp_filter: read("/proc/sys/kernel/seccomp/actions_avail").contains("errno"),
         has_nftables: net::probe::has_nftables(),
+        missing_nft_modules,
         has_ipv6: read("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "0",
         taken_ports: taken_ports(&ports),
         other_kubelets: other_kubelets(),
@@ -349,6 +359,17 @@ mod tests {
     #[test]
     fn a_good_machine_has_nothing_to_complain_of() {
         check(|_| {}, expect![""]);
+    }
+
+    #[test]
+    fn names_the_modules_that_are_missing() {
+        check(
+            |facts| facts.missing_nft_modules = vec!["nft_masq", "nft_numgen"],
+            expect![[r#"
+            FATAL   the kernel lacks parts of nftables that services need: nft_masq nft_numgen
+                    → modprobe -a nft_masq nft_numgen, or boot a kernel that has them
+        "#]],
+        );
     }
 
     #[test]

@@ -2,14 +2,58 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::thread;
 
 use crate::netlink::{DUMP, Family, Message, Socket, attributes};
-use crate::nft;
+use crate::nft::{self, Expression, Hook, R0};
 use crate::route::Routes;
+use crate::sys;
 
 /// Whether the kernel answers nftables requests.
 pub fn has_nftables() -> bool {
     list_chains().is_ok()
+}
+
+/// The kernel's modules that the services' rules need and that are not there.
+///
+/// Each is tried with a table of one rule, in a network namespace that is made for it and goes with its thread: the
+/// machine's own rules are not touched.
+///
+/// # Errors
+/// When there can be no such namespace.
+pub fn missing_nft_modules() -> io::Result<Vec<&'static str>> {
+    let probing = thread::Builder::new().name("nft-probe".to_owned()).spawn(|| {
+        sys::leave_network()?;
+        let lacks = |(_, messages): &(&str, Vec<Message>)| nft::commit(messages.clone()).is_err();
+        Ok(needs().into_iter().filter(lacks).map(|(module, _)| module).collect())
+    })?;
+    probing.join().unwrap_or_else(|_| Err(io::Error::other("the probe of nftables panicked")))
+}
+
+/// Modules, each with a table that needs it. Source: `net/netfilter/Kconfig` and `net/netfilter/Makefile`.
+fn needs() -> Vec<(&'static str, Vec<Message>)> {
+    let filter = Hook { kind: "filter", number: nft::PREROUTING, priority: 0 };
+    let input = Hook { kind: "filter", number: nft::INPUT, priority: 0 };
+    let before = Hook { kind: "nat", number: nft::PREROUTING, priority: -100 };
+    let after = Hook { kind: "nat", number: nft::POSTROUTING, priority: 100 };
+    let table = |hook: Hook, rule: &[Expression]| {
+        let mut messages = vec![nft::add_table(), nft::delete_table(), nft::add_table()];
+        messages.push(nft::add_chain("probe", Some(hook)));
+        if !rule.is_empty() {
+            messages.push(nft::add_rule("probe", rule));
+        }
+        messages
+    };
+    vec![
+        ("nf_tables", table(filter, &[])),
+        ("nft_chain_nat", table(before, &[])),
+        ("nft_nat", table(before, &[Expression::Dnat { ipv4: true, address: R0, port: R0 + 1 }])),
+        ("nft_masq", table(after, &[Expression::Masquerade])),
+        ("nft_reject_inet", table(input, &[Expression::Unreachable])),
+        ("nft_fib_inet", table(filter, &[Expression::ReversePath { to: R0 }])),
+        ("nft_numgen", table(filter, &[Expression::Random { to: R0, modulus: 2 }])),
+        ("nft_ct", table(filter, &[Expression::ConnectionStatus { to: R0 }])),
+    ]
 }
 
 /// Chains of other tables that drop forwarded traffic by policy, such as `ip filter FORWARD (policy drop)`.
