@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("net", &["api", "client", "wire", "planted"]),
     ("feed", &["api", "client", "wire"]),
     ("edge", &["wire", "planted"]),
-    ("node", &["api", "client", "net", "image", "runtime", "planted"]),
+    ("node", &["api", "client", "net", "image", "runtime", "wire", "planted"]),
     ("testkit", &["api", "planted"]),
     (
         "coracle",
@@ -44,6 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("benches", &["runtime", "testkit"]),
+    ("fuzzing", &["api", "client", "edge", "image", "kinds", "net", "node", "runtime", "server", "store", "wire"]),
     ("xtask", &[]),
 ];
 

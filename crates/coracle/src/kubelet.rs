@@ -29,7 +29,7 @@ pub fn authorizer(
             let (verb, finer) = match action {
                 Action::Pods => ("get", Some("pods")),
                 Action::Logs => ("get", None),
-                Action::Exec | Action::Attach => ("create", None),
+                Action::Exec | Action::Attach | Action::PortForward => ("create", None),
             };
             let allowed = finer.into_iter().chain(["proxy"]).any(|subresource| {
                 let at = Resource {

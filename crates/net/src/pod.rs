@@ -81,7 +81,7 @@ fn connect(pod_uid: &str, netns: BorrowedFd<'_>, ips: &[IpAddr], mtu: u32) -> Re
     configure_host_link(&name, ips)?;
     let index = step("find the link", routes.index_of(&name))?;
     step("set the link up", routes.set_up(index))?;
-    inside(netns, || configure_pod(ips))?;
+    step("enter the pod's namespace", inside(netns, || configure_pod(ips)))??;
     for ip in ips {
         step("add a neighbour", routes.add_neighbour(index, *ip, peer_mac))?;
         step("add a route", routes.add_host_route(index, *ip))?;
@@ -140,20 +140,23 @@ fn configure_pod(ips: &[IpAddr]) -> Result<(), Error> {
 /// # Errors
 /// [`Error`].
 pub fn loopback_up(netns: BorrowedFd<'_>) -> Result<(), Error> {
-    inside(netns, || {
+    let set_up = || {
         let mut routes = step("open rtnetlink in the pod", Routes::open())?;
         let loopback = step("find loopback in the pod", routes.index_of("lo"))?;
         step("set loopback up in the pod", routes.set_up(loopback))
-    })
+    };
+    step("enter the pod's namespace", inside(netns, set_up))?
 }
 
 /// Runs `work` on a thread of its own that has entered `netns`: namespaces belong to threads, and this one's stays.
-fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let enter = || {
-            let entered = move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network));
-            step("enter the pod's namespace", entered.map_err(io::Error::from))?;
-            work()
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(work())
         };
         scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

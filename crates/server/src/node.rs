@@ -236,7 +236,7 @@ fn target(pod: &Value, subresource: &str, query: &Query) -> Result<String, Statu
     let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
     let (namespace, name) = (text("namespace"), text("name"));
     if subresource == "portforward" {
-        return Ok(format!("/portForward/{namespace}/{name}"));
+        return Ok(format!("/portForward/{namespace}/{name}{}", forwarded_ports(query)?));
     }
     let container = container(pod, name, query.get("container").unwrap_or_default())?;
     if subresource == "log" {
@@ -256,6 +256,18 @@ fn target(pod: &Value, subresource: &str, query: &Query) -> Result<String, Statu
         }
     }
     Ok(format!("/{subresource}/{namespace}/{name}/{container}?{}", parameters.join("&")))
+}
+
+/// The ports for clients that name them in the request. Source: `strategy.go`, `streamParams`.
+fn forwarded_ports(query: &Query) -> Result<String, Status> {
+    let mut ports = Vec::new();
+    for text in query.all("ports").flat_map(|ports| ports.split(',')) {
+        let port: i32 = text
+            .parse()
+            .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))?;
+        ports.push(port.to_string());
+    }
+    Ok(if ports.is_empty() { String::new() } else { format!("?port={}", ports.join(",")) })
 }
 
 /// The container that is meant; a pod with one needs no name.
@@ -370,7 +382,9 @@ mod tests {
             "/exec/n/p/a?input=1&tty=1&command=sh&command=-c&command=a%20b",
         );
         check(&["a"], "attach", "stdout=1", "/attach/n/p/a?output=1");
-        check(&["a"], "portforward", "ports=80", "/portForward/n/p");
+        check(&["a"], "portforward", "", "/portForward/n/p");
+        check(&["a"], "portforward", "ports=80&ports=443", "/portForward/n/p?port=80,443");
+        check(&["a"], "portforward", "ports=x", "strconv.ParseInt: parsing \"x\": invalid syntax");
     }
 
     #[test]

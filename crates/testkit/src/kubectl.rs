@@ -102,6 +102,14 @@ impl<'a> Kubectl<'a> {
         self.finish(self.command(arguments), arguments.join(" "), stdin)
     }
 
+    /// Runs a command with variables such as `NAME=value` in its environment.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn run_with(&self, variables: &[&str], arguments: &[&str], stdin: &str) -> Printed {
+        self.finish(self.wrapped(variables, arguments), arguments.join(" "), stdin)
+    }
+
     /// Runs a command whose editor is `editor`, such as `sed -i s/a/b/`.
     ///
     /// # Panics
@@ -156,8 +164,16 @@ impl<'a> Kubectl<'a> {
     /// # Errors
     /// When it cannot be started.
     pub fn follow(&self, arguments: &[&str]) -> Result<Following> {
+        self.follow_with(&[], arguments)
+    }
+
+    /// The same with variables such as `NAME=value` in its environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn follow_with(&self, variables: &[&str], arguments: &[&str]) -> Result<Following> {
         let line = arguments.join(" ");
-        let mut command = self.command(arguments);
+        let mut command = self.wrapped(variables, arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().with_context(|| format!("could not start kubectl {line}"))?;
         let lines = lines_of(child.stdout.take().context("stdout was piped")?);

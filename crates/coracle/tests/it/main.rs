@@ -9,5 +9,6 @@ mod commands;
 #[cfg(target_arch = "x86_64")]
 mod guest;
 mod pods;
+mod port_forward;
 mod show;
 mod survival;

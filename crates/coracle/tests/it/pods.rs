@@ -73,6 +73,23 @@ fn reads_logs_of_the_container_before() {
 }
 
 #[test]
+fn executes_commands_as_older_releases_do() {
+    with_each_kubectl("spdy", |user| {
+        start(user, "shell", FOREVER);
+        let run = |arguments: &[&str], stdin: &str| {
+            user.kubectl().run_with(&["KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false"], arguments, stdin)
+        };
+        let printed = run(&["exec", "-i", "shell", "--", "sh", "-c", "cat; echo err >&2; exit 3"], "typed\n");
+        assert_eq!((printed.code, printed.stdout.as_str()), (Some(3), "typed\n"), "{printed}");
+        assert!(printed.stderr.starts_with("err\n"), "{printed}");
+        // More than any buffer on the way holds.
+        let block = "0123456789abcde\n".repeat(64 << 10);
+        let printed = run(&["exec", "-i", "shell", "--", "cat"], &block);
+        assert!(printed.code == Some(0) && printed.stdout == block, "{} bytes", printed.stdout.len());
+    });
+}
+
+#[test]
 fn executes_commands() {
     with_each_kubectl("exec", |user| {
         start(user, "shell", FOREVER);

@@ -45,6 +45,7 @@ pub fn kind() -> Kind {
             },
             node("exec", Some(("", "v1", "PodExecOptions")), &[Verb::Create, Verb::Get]),
             node("log", None, &[Verb::Get]),
+            node("portforward", Some(("", "v1", "PodPortForwardOptions")), &[Verb::Create, Verb::Get]),
             Subresource {
                 name: "resize",
                 body: None,

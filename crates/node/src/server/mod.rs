@@ -1,11 +1,14 @@
-//! The kubelet's endpoint: logs, exec and attach for the API server.
+//! The kubelet's endpoint: logs, exec, attach and port-forwarding for the API server.
 //!
 //! Every request but `/healthz` is authorized by what it does, never by its HTTP method. The paths are upstream's
-//! (`pkg/kubelet/server/server.go`). SPDY is not spoken: clients of the last years use WebSockets.
+//! (`pkg/kubelet/server/server.go`).
 
+mod channels;
 mod fd;
 mod log;
+mod port_forward;
 mod streams;
+mod transport;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -52,6 +55,7 @@ pub enum Action {
     Logs,
     Exec,
     Attach,
+    PortForward,
 }
 
 /// Why a request is refused.
@@ -161,9 +165,7 @@ impl Endpoint {
             ["containerLogs", ..] => Action::Logs,
             ["exec", ..] => Action::Exec,
             ["attach", ..] => Action::Attach,
-            ["portForward", ..] => {
-                return text(StatusCode::NOT_IMPLEMENTED, "port-forward is not supported by this node yet");
-            }
+            ["portForward", ..] => Action::PortForward,
             _ => return text(StatusCode::NOT_FOUND, "404 page not found"),
         };
         match (self.authorizer)(caller, action).await {
@@ -188,6 +190,11 @@ impl Endpoint {
                     Err(missing) => missing,
                 }
             }
+            (Action::PortForward, [namespace, pod] | [namespace, pod, _]) => match self.find_pod(namespace, pod) {
+                Ok(known) => port_forward::serve(self, &known, request),
+                Err(missing) => missing,
+            },
+            (Action::PortForward, _) => text(StatusCode::BAD_REQUEST, "the path must name namespace and pod"),
             (Action::Logs, [_, _, _]) => text(StatusCode::METHOD_NOT_ALLOWED, "logs are read with GET"),
             _ => text(StatusCode::BAD_REQUEST, "the path must name namespace, pod and container"),
         }
@@ -211,10 +218,14 @@ impl Endpoint {
     }
 
     #[allow(clippy::result_large_err)] // The error is the answer.
+    fn find_pod(&self, namespace: &str, pod: &str) -> Result<Known, Response<Body>> {
+        let missing = || text(StatusCode::NOT_FOUND, &format!("pod {pod:?} does not exist"));
+        self.registry.named(namespace, pod).ok_or_else(missing)
+    }
+
+    #[allow(clippy::result_large_err)] // The error is the answer.
     fn find(&self, namespace: &str, pod: &str, container: &str) -> Result<Known, Response<Body>> {
-        let Some(known) = self.registry.named(namespace, pod) else {
-            return Err(text(StatusCode::NOT_FOUND, &format!("pod {pod:?} does not exist")));
-        };
+        let known = self.find_pod(namespace, pod)?;
         if known.container(container).is_none() {
             return Err(text(StatusCode::NOT_FOUND, &format!("container {container:?} not found in pod {pod:?}")));
         }

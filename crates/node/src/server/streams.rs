@@ -1,4 +1,4 @@
-//! `/exec` and `/attach` over WebSockets: the channels of `v5.channel.k8s.io` and its predecessors.
+//! `/exec` and `/attach` over WebSockets, the channels of `v5.channel.k8s.io` and its predecessors, and over SPDY.
 //!
 //! Each message begins with a channel's number: 0 stdin, 1 stdout, 2 stderr, 3 the result, 4 terminal sizes; 255 closes the
 //! channel that follows (v5). Sources: apimachinery `pkg/util/httpstream/wsstream/conn.go`; cri-streaming
@@ -8,46 +8,39 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use api::status::Status;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use runtime::plan::{AttachPlan, ExecPlan, Streams};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tracing::debug;
 
+use super::channels::{Channels, Heard, Streams as SpdyStreams};
 use super::fd::Stream;
-use super::{Action, Body, Endpoint, text, values};
+use super::{Action, Body, Endpoint, text, transport, values};
 use crate::shared::Known;
 
 /// Clients take a close without a code for a broken connection.
-const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
+pub(super) const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
+pub(super) const STDIN: u8 = 0;
+pub(super) const STDOUT: u8 = 1;
+pub(super) const STDERR: u8 = 2;
+pub(super) const ERROR: u8 = 3;
+pub(super) const RESIZE: u8 = 4;
+pub(super) const CLOSE: u8 = 255;
 
 /// A process may end while another holds its output open: how long to wait for more then.
 const LINGER: Duration = Duration::from_millis(200);
-/// How long to wait for the client's goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
 /// Messages that wait for a slow client; the process waits behind them.
 const PIECES: usize = 4;
 
@@ -77,6 +70,37 @@ fn choose(offered: &str) -> Option<Protocol> {
     offers.find_map(|offer| PROTOCOLS.into_iter().find(|protocol| protocol.name == offer))
 }
 
+/// What an older client and this side agreed to speak over SPDY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StreamProtocol {
+    name: &'static str,
+    status: bool,
+    /// A terminal's sizes have a stream.
+    resize: bool,
+}
+
+const STREAM_PROTOCOLS: [StreamProtocol; 4] = [
+    StreamProtocol { name: "v4.channel.k8s.io", status: true, resize: true },
+    StreamProtocol { name: "v3.channel.k8s.io", status: false, resize: true },
+    StreamProtocol { name: "v2.channel.k8s.io", status: false, resize: false },
+    StreamProtocol { name: "channel.k8s.io", status: false, resize: false },
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoken {
+    WebSocket(Protocol),
+    Spdy(StreamProtocol),
+}
+
+impl Spoken {
+    fn status(self) -> bool {
+        match self {
+            Self::WebSocket(protocol) => protocol.status,
+            Self::Spdy(protocol) => protocol.status,
+        }
+    }
+}
+
 /// What the client wants connected.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
@@ -84,6 +108,15 @@ struct Wanted {
     stdout: bool,
     stderr: bool,
     tty: bool,
+}
+
+impl Wanted {
+    /// The streams that a client opens over SPDY.
+    fn channels(self, resize: bool) -> Vec<u8> {
+        let Self { stdin, stdout, stderr, tty } = self;
+        let all = [(true, ERROR), (stdin, STDIN), (stdout, STDOUT), (stderr, STDERR), (tty && resize, RESIZE)];
+        all.into_iter().filter(|(wanted, _)| *wanted).map(|(_, channel)| channel).collect()
+    }
 }
 
 pub(super) fn serve(
@@ -107,7 +140,7 @@ pub(super) fn serve(
     let Some(id) = running_id(known, container) else {
         return text(StatusCode::NOT_FOUND, &format!("container not found ({container:?})"));
     };
-    let (protocol, mut response) = match handshake(&request) {
+    let (spoken, response) = match handshake(&request) {
         Ok(agreed) => agreed,
         Err(refusal) => return refusal,
     };
@@ -122,7 +155,16 @@ pub(super) fn serve(
                 return;
             }
         };
-        let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+        let channels = match spoken {
+            Spoken::WebSocket(protocol) => {
+                let socket = Box::new(super::transport::socket(upgraded).await);
+                Channels::WebSocket { socket, base64: protocol.base64, close: protocol.close }
+            }
+            Spoken::Spdy(protocol) => match SpdyStreams::open(upgraded, &wanted.channels(protocol.resize)).await {
+                Some(streams) => Channels::Spdy(Box::new(streams)),
+                None => return,
+            },
+        };
         let begun = match action {
             Action::Exec => {
                 let plan = ExecPlan { args: command, stdin: wanted.stdin, tty: wanted.tty };
@@ -135,13 +177,12 @@ pub(super) fn serve(
                 begun.map_err(|error| format!("error attaching to container: {}", with_cause(&error)))
             }
         };
-        let session = Session { socket, protocol, wanted };
+        let session = Session { channels, status: spoken.status(), wanted };
         tokio::select! {
             () = session.run(begun) => {}
             () = cancel.cancelled() => {}
         }
     });
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response
 }
 
@@ -160,13 +201,16 @@ fn running_id(known: &Known, container: &str) -> Option<String> {
 }
 
 #[allow(clippy::result_large_err)] // The error is the answer.
-fn handshake(request: &Request<Incoming>) -> Result<(Protocol, Response<Body>), Response<Body>> {
+fn handshake(request: &Request<Incoming>) -> Result<(Spoken, Response<Body>), Response<Body>> {
     let field =
         |name: http::HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let upgrade = field(UPGRADE);
-    if upgrade.to_lowercase().starts_with("spdy/") {
-        let why = "SPDY is not supported: use WebSockets, as kubectl 1.31 and newer do by themselves (older: KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true)";
-        return Err(text(StatusCode::BAD_REQUEST, why));
+    if upgrade.eq_ignore_ascii_case(transport::SPDY) {
+        let names = STREAM_PROTOCOLS.map(|protocol| protocol.name);
+        let name = transport::agree(request.headers(), &names).map_err(|(code, why)| text(code, &why))?;
+        let protocol =
+            STREAM_PROTOCOLS.into_iter().find(|protocol| protocol.name == name).expect("it was chosen of them");
+        return Ok((Spoken::Spdy(protocol), transport::switching_to_spdy(name)));
     }
     if !upgrade.eq_ignore_ascii_case("websocket") {
         return Err(text(StatusCode::BAD_REQUEST, "Upgrade request required"));
@@ -178,21 +222,39 @@ fn handshake(request: &Request<Incoming>) -> Result<(Protocol, Response<Body>), 
             format!("unable to negotiate protocol: client supports [{offered}], server accepts [{}]", known.join(" "));
         return Err(text(StatusCode::FORBIDDEN, &why));
     };
+    let response = accept_websocket(request, protocol.name)?;
+    Ok((Spoken::WebSocket(protocol), response))
+}
+
+/// The answer that turns a connection into something else.
+pub(super) fn switching() -> Response<Body> {
     let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response
+}
+
+/// Accepts a WebSocket; `protocol` may be empty.
+#[allow(clippy::result_large_err)] // The error is the answer.
+pub(super) fn accept_websocket(
+    request: &Request<Incoming>,
+    protocol: &'static str,
+) -> Result<Response<Body>, Response<Body>> {
+    let key = request.headers().get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    let mut response = switching();
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    let accept = derive_accept_key(field(SEC_WEBSOCKET_KEY).as_bytes());
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept.parse().map_err(|_| text(StatusCode::BAD_REQUEST, "bad key"))?);
-    if !protocol.name.is_empty() {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol.name));
+    let accept = derive_accept_key(key).parse().map_err(|_| text(StatusCode::BAD_REQUEST, "bad key"))?;
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    if !protocol.is_empty() {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
     }
-    Ok((protocol, response))
+    Ok(response)
 }
 
 struct Session {
-    socket: WebSocketStream<TokioIo<Upgraded>>,
-    protocol: Protocol,
+    channels: Channels,
+    status: bool,
     wanted: Wanted,
 }
 
@@ -229,7 +291,7 @@ impl Session {
         } else {
             ERROR
         };
-        if self.send(first, &[]).await.is_err() {
+        if self.channels.send(first, &[]).await.is_err() {
             return;
         }
         let result = match begun.and_then(|(streams, exit)| {
@@ -241,38 +303,19 @@ impl Session {
         let Some(result) = result else { return };
         let text = self.result_text(&result);
         if let Some(text) = text
-            && self.send(ERROR, text.as_bytes()).await.is_err()
+            && self.channels.send(ERROR, text.as_bytes()).await.is_err()
         {
             return;
         }
-        if let Err(error) = self.socket.close(Some(NORMAL)).await {
-            debug!(%error, "the client left first");
-        }
-        // The client answers; a connection cut before that is an error to it.
-        let goodbye = async { while let Some(Ok(_)) = self.socket.next().await {} };
-        if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
-            debug!("the client did not say goodbye");
-        }
+        self.channels.finish().await;
     }
 
     /// The result as this protocol tells it; nothing for success before v4.
     fn result_text(&self, result: &Value) -> Option<String> {
-        if self.protocol.status {
+        if self.status {
             return Some(result.to_string());
         }
         (result["status"] != "Success").then(|| result["message"].as_str().unwrap_or_default().to_owned())
-    }
-
-    async fn send(&mut self, channel: u8, bytes: &[u8]) -> Result<(), ()> {
-        let message = if self.protocol.base64 {
-            Message::text(format!("{channel}{}", STANDARD.encode(bytes)))
-        } else {
-            let mut framed = Vec::with_capacity(bytes.len() + 1);
-            framed.push(channel);
-            framed.extend_from_slice(bytes);
-            Message::binary(framed)
-        };
-        self.socket.send(message).await.map_err(|error| debug!(%error, "the client left"))
     }
 
     /// Copies until the process has ended and its output is told, and returns the result; `None` when the client left.
@@ -299,7 +342,7 @@ impl Session {
             tokio::select! {
                 biased;
                 piece = output.recv(), if !copied => match piece {
-                    Some((channel, bytes)) => self.send(channel, &bytes).await.ok()?,
+                    Some((channel, bytes)) => self.channels.send(channel, &bytes).await.ok()?,
                     None => {
                         copied = true;
                         if exit.is_none() && code.is_none() {
@@ -321,48 +364,25 @@ impl Session {
                         _ => input = None,
                     }
                 }
-                message = self.socket.next(), if waiting.is_none() || input.is_none() => match message {
-                    Some(Ok(message)) => waiting = self.receive(message, &mut input, terminal.as_ref())?,
-                    Some(Err(error)) => {
-                        debug!(%error, "the client left");
-                        return None;
-                    }
-                    None => return None,
-                },
+                heard = self.channels.next(), if waiting.is_none() || input.is_none() => {
+                    waiting = receive(heard?, &mut input, terminal.as_ref());
+                }
                 () = tokio::time::sleep(LINGER), if code.is_some() && !copied => copied = true,
             }
         }
         code.map(exit_status)
     }
+}
 
-    /// Takes one message of the client and returns what is to be typed, if anything; `None` when it said goodbye.
-    fn receive(
-        &mut self,
-        message: Message,
-        input: &mut Option<mpsc::Sender<Bytes>>,
-        terminal: Option<&OwnedFd>,
-    ) -> Option<Option<Bytes>> {
-        let bytes: Bytes = match message {
-            Message::Binary(bytes) => bytes,
-            Message::Text(text) if self.protocol.base64 => {
-                let (channel, rest) = text.split_at_checked(1)?;
-                let mut bytes = vec![channel.bytes().next()?.wrapping_sub(b'0')];
-                bytes.extend(STANDARD.decode(rest).ok()?);
-                bytes.into()
-            }
-            Message::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
-            Message::Close(_) => return None,
-            // Answered by the socket itself.
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Some(None),
-        };
-        match bytes.first().copied() {
-            Some(STDIN) => return Some(Some(bytes.slice(1..)).filter(|bytes| !bytes.is_empty() && input.is_some())),
-            Some(RESIZE) => resize(terminal, &bytes[1..]),
-            Some(CLOSE) if self.protocol.close && bytes.get(1) == Some(&STDIN) => *input = None,
-            _ => {}
-        }
-        Some(None)
+/// Takes what the client says, and returns what is to be typed, if anything.
+fn receive(heard: Heard, input: &mut Option<mpsc::Sender<Bytes>>, terminal: Option<&OwnedFd>) -> Option<Bytes> {
+    match heard {
+        Heard::Data(STDIN, bytes) => return Some(bytes).filter(|bytes| !bytes.is_empty() && input.is_some()),
+        Heard::Data(RESIZE, bytes) => resize(terminal, &bytes),
+        Heard::Closed(STDIN) => *input = None,
+        Heard::Data(..) | Heard::Closed(_) => {}
     }
+    None
 }
 
 /// A terminal's size as clients send it. Source: client-go `tools/remotecommand/resize.go`.

@@ -13,14 +13,16 @@ use tokio::io::DuplexStream;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 use tokio_util::sync::CancellationToken;
+use wire::spdy::Event;
 
 use crate::bed::Bed;
+use crate::spdy::Client;
 
-fn allow_all(_: Caller, _: Action) -> BoxFuture<'static, Result<(), Denied>> {
+pub fn allow_all(_: Caller, _: Action) -> BoxFuture<'static, Result<(), Denied>> {
     Box::pin(async { Ok(()) })
 }
 
-fn connect(bed: &Bed, authorizer: node::server::Authorizer) -> DuplexStream {
+pub fn connect(bed: &Bed, authorizer: node::server::Authorizer) -> DuplexStream {
     let cancel = CancellationToken::new();
     let endpoint = Endpoint::new(bed.registry.clone(), bed.runtime.clone(), bed.roots(), authorizer, cancel);
     let (near, far) = tokio::io::duplex(1 << 16);
@@ -44,9 +46,9 @@ async fn get(bed: &Bed, path: &str) -> (u16, String) {
     get_as(bed, path, Arc::new(allow_all)).await
 }
 
-type Socket = WebSocketStream<DuplexStream>;
+pub type Socket = WebSocketStream<DuplexStream>;
 
-async fn open(bed: &Bed, path: &str, protocol: &str) -> Socket {
+pub async fn open(bed: &Bed, path: &str, protocol: &str) -> Socket {
     let request = tungstenite::http::Request::get(format!("ws://node{path}"))
         .header("host", "node")
         .header("connection", "Upgrade")
@@ -171,6 +173,43 @@ async fn terminals_have_sizes_and_attach_sees_output() {
     assert!(out.contains("got hello"), "{out:?}");
     assert_eq!(result["status"], "Success");
     bed.until_phase("screen", "Succeeded").await;
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn older_clients_speak_spdy() {
+    let bed = Bed::new().await;
+    bed.script("shell", "exec sleep 1000").await;
+    bed.until_ready("shell").await;
+    let path = "/exec/default/shell/main?input=1&output=1&error=1&command=sh&command=-c&command=cat%3B+echo+err+%3E%262%3B+exit+7";
+    for protocol in ["v4.channel.k8s.io", "v3.channel.k8s.io", "channel.k8s.io"] {
+        let mut client = Client::start(&bed, path, protocol).await;
+        let [error, stdin, stdout, stderr] =
+            ["error", "stdin", "stdout", "stderr"].map(|kind| client.open(&[("streamtype", kind)]));
+        client.session.send(stdin, b"typed");
+        client.session.close(stdin);
+        let left = std::cell::Cell::new(3);
+        let heard = client.hear(|event| {
+            let last = matches!(event, Event::Finished { stream } if [error, stdout, stderr].contains(stream));
+            left.set(left.get() - i32::from(last));
+            left.get() == 0
+        });
+        let heard = heard.await;
+        let text = |wanted| {
+            let pieces = heard.iter().filter_map(|event| match event {
+                Event::Data { stream, bytes } if *stream == wanted => Some(&bytes[..]),
+                _ => None,
+            });
+            String::from_utf8(pieces.collect::<Vec<_>>().concat()).unwrap()
+        };
+        assert_eq!((text(stdout).as_str(), text(stderr).as_str()), ("typed", "err\n"), "{protocol}");
+        if protocol == "v4.channel.k8s.io" {
+            let status: Value = serde_json::from_str(&text(error)).unwrap();
+            assert_eq!(status["details"]["causes"][0], json!({"reason": "ExitCode", "message": "7"}));
+        } else {
+            assert_eq!(text(error), "command terminated with exit code 7", "{protocol}");
+        }
+    }
     bed.finish().await;
 }
 

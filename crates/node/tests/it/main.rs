@@ -10,5 +10,7 @@ mod endpoint;
 mod images;
 mod kubectl;
 mod pods;
+mod port_forward;
 mod probes;
+mod spdy;
 mod survival;
