@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use wire::edge::LOG_LIMIT;
 
 use crate::admin;
 use crate::config::Config;
@@ -27,8 +28,6 @@ const MEMORY: u64 = 512 << 20;
 const SETTLED: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// An access log larger than this is moved aside when an edge starts.
-const LOG_LIMIT: u64 = 32 << 20;
 
 /// What the edge may ask of the kernel beside what every confined process may: sockets of its own.
 const SYSCALLS: &[&str] = &["bind", "connect", "getsockname", "listen", "recvmmsg", "sendmmsg", "socket", "writev"];
@@ -138,10 +137,43 @@ fn start(config: &Config, runtime: &Runtime) -> Result<Confined> {
 }
 
 fn access_log(config: &Config) -> Result<OwnedFd> {
-    let path = config.data_dir.join("access.log");
-    if fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT) {
-        fs::rename(&path, path.with_extension("log.1"))?;
+    let path = log_path(config);
+    open_log(&path).with_context(|| format!("could not open {}", path.display()))
+}
+
+/// The edge's access log; `access.log.1` is the one before.
+pub fn log_path(config: &Config) -> PathBuf {
+    config.data_dir.join("access.log")
+}
+
+/// Opens the access log; one that is too long is moved aside before.
+///
+/// # Errors
+/// When the disk fails.
+pub fn open_log(path: &Path) -> std::io::Result<OwnedFd> {
+    if fs::metadata(path).is_ok_and(|log| log.len() >= LOG_LIMIT) {
+        fs::rename(path, path.with_extension("log.1"))?;
     }
-    let log = fs::OpenOptions::new().create(true).append(true).open(&path);
-    Ok(log.with_context(|| format!("could not open {}", path.display()))?.into())
+    Ok(fs::OpenOptions::new().create(true).append(true).open(path)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_too_long_is_moved_aside() {
+        let dir = std::env::temp_dir().join(format!("coracle-log-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let path = dir.join("access.log");
+        let length = |name: &str| fs::metadata(dir.join(name)).map(|file| file.len()).ok();
+        drop(open_log(&path).unwrap());
+        fs::File::options().write(true).open(&path).unwrap().set_len(LOG_LIMIT - 1).unwrap();
+        drop(open_log(&path).unwrap());
+        assert_eq!((length("access.log"), length("access.log.1")), (Some(LOG_LIMIT - 1), None));
+        fs::File::options().write(true).open(&path).unwrap().set_len(LOG_LIMIT).unwrap();
+        drop(open_log(&path).unwrap());
+        assert_eq!((length("access.log"), length("access.log.1")), (Some(0), Some(LOG_LIMIT)));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -379,6 +379,10 @@ fn start_edge(cell: &Cell, api: &Api, runtime: &Runtime, tasks: &mut Tasks) -> R
         node_ips: cell.node_ips.clone(),
         listeners: sockets::for_edge(config, &cell.node_ips, held)?,
         control,
+        open_log: {
+            let log = edge_role::log_path(config);
+            Arc::new(move || edge_role::open_log(&log))
+        },
         settings: feed::compile::Settings {
             domain: config.cluster_domain.clone(),
             service_ranges: pairs(cell.cluster.service_ranges()?),

@@ -5,11 +5,13 @@
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
+use wire::edge::LOG_LIMIT;
 
 use crate::body::Progress;
 
@@ -21,19 +23,44 @@ const MAX_FIELD: usize = 1024;
 /// Where lines go. Nobody waits for it: a line that does not fit is lost.
 #[derive(Debug)]
 pub struct AccessLog {
-    descriptor: OwnedFd,
+    descriptor: RwLock<OwnedFd>,
+    /// How long the file is.
+    length: AtomicU64,
+    /// An eventfd, written once when the file has become too long.
+    full: Arc<OwnedFd>,
 }
 
 impl AccessLog {
-    pub fn new(descriptor: OwnedFd) -> std::io::Result<Self> {
-        rustix::io::ioctl_fionbio(&descriptor, true)?;
-        Ok(Self { descriptor })
+    pub fn new(descriptor: OwnedFd, full: Arc<OwnedFd>) -> std::io::Result<Self> {
+        let length = AtomicU64::new(prepared(&descriptor)?);
+        Ok(Self { descriptor: RwLock::new(descriptor), length, full })
+    }
+
+    /// Lines go to another file from now on.
+    pub fn replace(&self, descriptor: OwnedFd) -> std::io::Result<()> {
+        let length = prepared(&descriptor)?;
+        let mut current = self.descriptor.write().unwrap_or_else(PoisonError::into_inner);
+        *current = descriptor;
+        self.length.store(length, Ordering::Relaxed);
+        Ok(())
     }
 
     fn write(&self, line: &str) {
+        let descriptor = self.descriptor.read().unwrap_or_else(PoisonError::into_inner);
         // Full, or its reader died: the request was served all the same.
-        let _lost = rustix::io::write(&self.descriptor, line.as_bytes());
+        let written = rustix::io::write(&*descriptor, line.as_bytes()).unwrap_or(0) as u64;
+        let before = self.length.fetch_add(written, Ordering::Relaxed);
+        if before < LOG_LIMIT && LOG_LIMIT <= before + written {
+            // The counter of an eventfd takes far more than one.
+            let _told = rustix::io::write(&*self.full, &1u64.to_ne_bytes());
+        }
     }
+}
+
+/// Makes writing never wait; returns the length of what is there, 0 for a pipe.
+fn prepared(descriptor: &OwnedFd) -> std::io::Result<u64> {
+    rustix::io::ioctl_fionbio(descriptor, true)?;
+    Ok(u64::try_from(rustix::fs::fstat(descriptor)?.st_size).unwrap_or(0))
 }
 
 /// What one attempt with an endpoint came to.

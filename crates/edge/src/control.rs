@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -26,6 +27,7 @@ const KEPT_BUFFER: usize = 256 << 10;
 pub enum Order {
     Listen(Socket, OwnedFd),
     Table(Box<Table>),
+    Log(OwnedFd),
     Count,
 }
 
@@ -38,6 +40,17 @@ pub struct Control {
     generation: u64,
     orders: VecDeque<Order>,
     draining: bool,
+    /// Readable when the access log has become too long.
+    log_full: Arc<OwnedFd>,
+    /// It is, and main has not given another yet: a main that comes later is told too.
+    wants_log: bool,
+}
+
+/// What woke the thread.
+enum Woken {
+    Connecting,
+    Speaking,
+    LogFull,
 }
 
 struct Main {
@@ -51,7 +64,13 @@ impl Control {
     pub fn new(listener: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         let (held, orders) = (Vec::new(), VecDeque::new());
-        Ok(Self { listener, main: None, held, generation: 0, orders, draining: false })
+        let log_full = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        Ok(Self { listener, main: None, held, generation: 0, orders, draining: false, log_full, wants_log: false })
+    }
+
+    /// An eventfd to be written when the access log has become too long.
+    pub fn log_full(&self) -> Arc<OwnedFd> {
+        self.log_full.clone()
     }
 
     /// Waits for the next order; `None` when the edge shall drain.
@@ -66,11 +85,15 @@ impl Control {
             if self.draining {
                 return Ok(None);
             }
-            let (connecting, speaking) = self.wait()?;
-            if connecting {
-                self.accept();
-            } else if speaking {
-                self.hear();
+            match self.wait()? {
+                Woken::Connecting => self.accept(),
+                Woken::Speaking => self.hear(),
+                Woken::LogFull => {
+                    // Read to make it quiet; what was counted does not matter.
+                    let _count = rustix::io::read(&*self.log_full, &mut [0; 8]);
+                    self.wants_log = true;
+                    self.ask_for_log();
+                }
             }
         }
     }
@@ -84,19 +107,27 @@ impl Control {
         self.tell(&Up::Counters(counters));
     }
 
-    fn wait(&self) -> io::Result<(bool, bool)> {
+    fn ask_for_log(&mut self) {
+        if self.wants_log && self.main.as_ref().is_some_and(|main| main.greeted) {
+            self.tell(&Up::LogFull);
+        }
+    }
+
+    fn wait(&self) -> io::Result<Woken> {
         let listener = PollFd::new(&self.listener, PollFlags::IN);
+        let log_full = PollFd::new(&*self.log_full, PollFlags::IN);
         let main = self.main.as_ref().map(|main| PollFd::new(&main.socket, PollFlags::IN));
-        let mut sources: Vec<PollFd<'_>> = std::iter::once(listener).chain(main).collect();
+        let mut sources: Vec<PollFd<'_>> = [listener, log_full].into_iter().chain(main).collect();
+        let ready = |source: &PollFd<'_>| !source.revents().is_empty();
         loop {
             match poll(&mut sources, None) {
-                Ok(_) => break,
+                Ok(_) if ready(&sources[0]) => return Ok(Woken::Connecting),
+                Ok(_) if ready(&sources[1]) => return Ok(Woken::LogFull),
+                Ok(_) => return Ok(Woken::Speaking),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let ready = |source: &PollFd<'_>| !source.revents().is_empty();
-        Ok((ready(&sources[0]), sources.get(1).is_some_and(ready)))
     }
 
     fn accept(&mut self) {
@@ -162,13 +193,17 @@ impl Control {
             return Err("its first frame is no Hello");
         }
         match message {
-            Down::Hello(hello) if hello.version == VERSION => main.greeted = true,
+            Down::Hello(hello) if hello.version == VERSION => {
+                main.greeted = true;
+                self.ask_for_log();
+            }
             Down::Hello(_) => return Err("it speaks another version"),
             Down::Listen { sockets } => {
                 if sockets.len() > main.descriptors.len() || sockets.len() + self.held.len() > MAX_SOCKETS {
                     return Err("it sent other descriptors than it named");
                 }
-                for (socket, descriptor) in sockets.into_iter().zip(main.descriptors.drain(..)) {
+                let descriptors: Vec<OwnedFd> = main.descriptors.drain(..sockets.len()).collect();
+                for (socket, descriptor) in sockets.into_iter().zip(descriptors) {
                     if self.held.iter().any(|(held, _)| *held == socket) {
                         continue;
                     }
@@ -178,6 +213,11 @@ impl Control {
                 }
             }
             Down::Table(table) => self.orders.push_back(Order::Table(table)),
+            Down::Log => {
+                let descriptor = main.descriptors.pop_front().ok_or("it sent no descriptor for the log")?;
+                self.wants_log = false;
+                self.orders.push_back(Order::Log(descriptor));
+            }
             Down::Count => self.orders.push_back(Order::Count),
             Down::Drain => {
                 self.held.clear();

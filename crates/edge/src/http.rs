@@ -78,7 +78,55 @@ struct Clients {
     by_address: HashMap<IpAddr, usize>,
 }
 
+impl Clients {
+    /// Counts one more connection; false when there are enough.
+    fn admit(&mut self, client: IpAddr) -> bool {
+        if self.total >= MAX_CONNECTIONS {
+            return false;
+        }
+        let own = self.by_address.entry(client).or_default();
+        if *own >= MAX_CONNECTIONS_PER_CLIENT {
+            return false;
+        }
+        *own += 1;
+        self.total += 1;
+        true
+    }
+
+    fn leave(&mut self, client: IpAddr) {
+        self.total -= 1;
+        if let Some(own) = self.by_address.get_mut(&client) {
+            *own -= 1;
+            if *own == 0 {
+                self.by_address.remove(&client);
+            }
+        }
+    }
+}
+
+/// Whose connections are counted together: a client has a /64 of IPv6.
+fn counted(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(ip) => IpAddr::from((ip.to_bits() >> 64 << 64).to_be_bytes()),
+    }
+}
+
 impl Shared {
+    fn new(log: AccessLog) -> io::Result<Self> {
+        Ok(Self {
+            live: Arc::default(),
+            pool: Arc::new(Pool::new(tls::client_config().map_err(io::Error::other)?)),
+            health: Health::default(),
+            log: Arc::new(log),
+            requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            https_port: AtomicU16::new(0),
+            tasks: TaskTracker::new(),
+            clients: Mutex::default(),
+        })
+    }
+
     /// The table of the moment; a request keeps it to its end.
     pub fn live(&self) -> Arc<Live> {
         self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -94,26 +142,15 @@ pub struct Http {
 }
 
 impl Http {
-    pub fn start(log: OwnedFd) -> io::Result<Self> {
+    pub fn start(log: AccessLog) -> io::Result<Self> {
         let processors = rustix::thread::sched_getaffinity(None)?.count() as usize;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(processors.clamp(1, MAX_WORKERS))
             .thread_name("http")
             .enable_all()
             .build()?;
-        let live = Arc::default();
-        let tls = tls::server_config(Arc::clone(&live)).map_err(io::Error::other)?;
-        let shared = Arc::new(Shared {
-            live,
-            pool: Arc::new(Pool::new(tls::client_config().map_err(io::Error::other)?)),
-            health: Health::default(),
-            log: Arc::new(AccessLog::new(log)?),
-            requests: AtomicU64::new(0),
-            connections: AtomicU64::new(0),
-            https_port: AtomicU16::new(0),
-            tasks: TaskTracker::new(),
-            clients: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(log)?);
+        let tls = tls::server_config(Arc::clone(&shared.live)).map_err(io::Error::other)?;
         Ok(Self { runtime, shared, tls, stop: CancellationToken::new() })
     }
 
@@ -139,6 +176,11 @@ impl Http {
         self.shared.pool.keep_only(&live.endpoints().collect());
         *self.shared.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
         problems
+    }
+
+    /// Requests that end from now on are logged here.
+    pub fn log_to(&self, descriptor: OwnedFd) -> io::Result<()> {
+        self.shared.log.replace(descriptor)
     }
 
     pub fn counters(&self) -> Counters {
@@ -206,21 +248,10 @@ struct Admitted {
 
 impl Admitted {
     fn new(shared: &Arc<Shared>, client: IpAddr) -> Option<Self> {
-        // A client has a /64 of IPv6.
-        let client = match client {
-            IpAddr::V4(_) => client,
-            IpAddr::V6(ip) => IpAddr::from((ip.to_bits() >> 64 << 64).to_be_bytes()),
-        };
-        let mut clients = shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if clients.total >= MAX_CONNECTIONS {
+        let client = counted(client);
+        if !shared.clients.lock().unwrap_or_else(PoisonError::into_inner).admit(client) {
             return None;
         }
-        let own = clients.by_address.entry(client).or_default();
-        if *own >= MAX_CONNECTIONS_PER_CLIENT {
-            return None;
-        }
-        *own += 1;
-        clients.total += 1;
         shared.connections.fetch_add(1, Ordering::Relaxed);
         Some(Self { shared: shared.clone(), client })
     }
@@ -228,14 +259,7 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut clients = self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.total -= 1;
-        if let Some(own) = clients.by_address.get_mut(&self.client) {
-            *own -= 1;
-            if *own == 0 {
-                clients.by_address.remove(&self.client);
-            }
-        }
+        self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner).leave(self.client);
     }
 }
 
@@ -338,3 +362,6 @@ impl Drop for Running {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

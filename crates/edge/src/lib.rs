@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use tracing::error;
+use tracing::{error, warn};
 
 mod access_log;
 mod body;
@@ -39,6 +39,7 @@ pub fn run(control: OwnedFd, log: OwnedFd) -> ExitCode {
 
 fn serve(control: OwnedFd, log: OwnedFd) -> io::Result<()> {
     let mut control = control::Control::new(control)?;
+    let log = access_log::AccessLog::new(log, control.log_full())?;
     let mut http = http::Http::start(log)?;
     let mut dns = dns::Dns::start()?;
     while let Some(order) = control.next()? {
@@ -57,6 +58,11 @@ fn serve(control: OwnedFd, log: OwnedFd) -> io::Result<()> {
                 let problems = http.replace(*table);
                 dns.replace(zone);
                 control.acknowledge(generation, problems);
+            }
+            control::Order::Log(descriptor) => {
+                if let Err(error) = http.log_to(descriptor) {
+                    warn!(%error, "the access log stays where it is");
+                }
             }
             control::Order::Count => {
                 control.count(wire::edge::Counters { dns_queries: dns.queries(), ..http.counters() })

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use wire::edge::{Down, Hello, MAX_SOCKETS, MAX_UP_FRAME, Problem, Socket, Table, Up, VERSION, frame, take};
+
+use crate::shell::OpenLog;
 
 /// The pauses between attempts to reach the edge.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
@@ -33,6 +35,7 @@ pub struct Link {
     /// The Unix socket on which the edge listens.
     pub control: PathBuf,
     pub listeners: Vec<(Socket, OwnedFd)>,
+    pub open_log: OpenLog,
     /// The table to be used; `None` until there is one.
     pub wanted: watch::Receiver<Option<Arc<Table>>>,
     pub applied: watch::Sender<Option<Applied>>,
@@ -102,23 +105,28 @@ impl Link {
                     generation = generation.wrapping_add(1);
                     let table = Table { generation, ..Table::clone(&table) };
                     timed(write.write_all(&frame(&Down::Table(Box::new(table))))).await??;
-                    self.await_ack(&mut edge, generation).await?;
+                    self.await_ack(&mut edge, &mut write, generation).await?;
                     if let Some(held) = held.take() {
                         self.give_sockets(&mut write, &held).await?;
                     }
                 }
-                said = edge.next() => drop(said?),
+                said = edge.next() => match said? {
+                    Up::LogFull => self.give_log(&mut write).await?,
+                    Up::Hello { .. } | Up::Ack { .. } | Up::Counters(_) => {}
+                },
             }
         }
     }
 
-    async fn await_ack(&self, edge: &mut Reader, wanted: u64) -> Result<(), Broken> {
+    async fn await_ack(&self, edge: &mut Reader, write: &mut OwnedWriteHalf, wanted: u64) -> Result<(), Broken> {
         loop {
-            if let Up::Ack { generation, problems } = timed(edge.next()).await??
-                && generation == wanted
-            {
-                self.applied.send_replace(Some(Applied { generation, problems }));
-                return Ok(());
+            match timed(edge.next()).await?? {
+                Up::Ack { generation, problems } if generation == wanted => {
+                    self.applied.send_replace(Some(Applied { generation, problems }));
+                    return Ok(());
+                }
+                Up::LogFull => self.give_log(write).await?,
+                Up::Hello { .. } | Up::Ack { .. } | Up::Counters(_) => {}
             }
         }
     }
@@ -132,16 +140,32 @@ impl Link {
         }
         let bytes = frame(&Down::Listen { sockets: missing.iter().map(|(socket, _)| socket.clone()).collect() });
         let descriptors: Vec<_> = missing.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
-        let stream: &UnixStream = write.as_ref();
-        let send = || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-            Ok(sendmsg(stream, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
-        };
-        let sent = timed(stream.async_io(Interest::WRITABLE, send)).await??;
-        timed(write.write_all(&bytes[sent..])).await?
+        send_with(write, &bytes, &descriptors).await
     }
+
+    /// Gives the edge another access log. One that asks without need gets the same file again.
+    async fn give_log(&self, write: &mut OwnedWriteHalf) -> io::Result<()> {
+        match (self.open_log)() {
+            Ok(log) => send_with(write, &frame(&Down::Log), &[log.as_fd()]).await,
+            Err(error) => {
+                warn!(%error, "the access log of the edge grows: there is no other");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Sends a frame; the descriptors travel with its first byte.
+async fn send_with(write: &mut OwnedWriteHalf, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let stream: &UnixStream = write.as_ref();
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
+    };
+    let sent = timed(stream.async_io(Interest::WRITABLE, send)).await??;
+    timed(write.write_all(&bytes[sent..])).await?
 }
 
 /// No edge is there, or not yet: its start takes a moment, and whoever starts it says so.

@@ -1,6 +1,7 @@
 //! The feed's loop: watches the objects, compiles them, keeps the edge at the result, and tells the owners of Ingresses.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -35,6 +36,9 @@ const COMPONENT: &str = "ingress-controller";
 
 type NamespacedName = (String, String);
 
+/// Opens the edge's access log, and moves one that is too long aside.
+pub type OpenLog = Arc<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>;
+
 /// What the feed needs to know.
 pub struct Config {
     /// Acts as `system:serviceaccount:kube-system:ingress-controller`.
@@ -46,6 +50,7 @@ pub struct Config {
     pub control: PathBuf,
     /// The sockets that the edge shall accept on. An edge that lacks one gets it.
     pub listeners: Vec<(Socket, OwnedFd)>,
+    pub open_log: OpenLog,
     pub settings: Settings,
     /// Whether an edge uses the table of this main.
     pub ready: watch::Sender<bool>,
@@ -56,7 +61,8 @@ pub async fn run(config: Config, cancel: CancellationToken) {
     let mut tasks = JoinSet::new();
     let (wanted, receiver) = watch::channel(None);
     let (applied_sender, applied) = watch::channel(None);
-    let link = Link { control: config.control, listeners: config.listeners, wanted: receiver, applied: applied_sender };
+    let (control, listeners, open_log) = (config.control, config.listeners, config.open_log);
+    let link = Link { control, listeners, open_log, wanted: receiver, applied: applied_sender };
     let stop = cancel.clone();
     tasks.spawn(async move {
         stop.run_until_cancelled(link.run()).await;

@@ -11,11 +11,13 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. A new main speaks to an edge of the release before, or replaces it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The longest frame. A rack's table with its certificates is a few hundred kB.
 pub const MAX_FRAME: usize = 64 << 20;
 /// The longest frame that the edge sends: main believes no more.
 pub const MAX_UP_FRAME: usize = 1 << 20;
+/// How long the access log may grow before main gives the edge another.
+pub const LOG_LIMIT: u64 = 32 << 20;
 /// The most sockets that the edge holds.
 pub const MAX_SOCKETS: usize = 64;
 
@@ -35,6 +37,8 @@ pub enum Down {
     },
     /// Replaces the table before, whole or not at all.
     Table(Box<Table>),
+    /// The access log from now on; its descriptor travels with the first byte of this frame.
+    Log,
     /// Asks for [`Up::Counters`].
     Count,
     /// Close the listeners, finish what runs, and exit.
@@ -58,6 +62,8 @@ pub enum Up {
         problems: Vec<Problem>,
     },
     Counters(Counters),
+    /// The access log has grown beyond [`LOG_LIMIT`]: the edge has no files, and asks for another.
+    LogFull,
 }
 
 /// What a listening socket is for.

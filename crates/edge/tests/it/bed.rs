@@ -44,12 +44,17 @@ pub struct Main {
 
 impl Edge {
     pub fn start() -> Self {
+        let (log, log_writer) = rustix::pipe::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&log, true).unwrap();
+        Self::logging(log, log_writer)
+    }
+
+    /// Starts one that logs into `log_writer`; [`Edge::log_lines`] reads `log`.
+    pub fn logging(log: OwnedFd, log_writer: OwnedFd) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let control = std::env::temp_dir().join(format!("edge-test-{}-{number}", std::process::id()));
         let listener = UnixListener::bind(&control).unwrap();
-        let (log, log_writer) = rustix::pipe::pipe().unwrap();
-        rustix::io::ioctl_fionbio(&log, true).unwrap();
         let run = move || edge::run(OwnedFd::from(listener), log_writer);
         let thread = std::thread::Builder::new().name("edge".to_owned()).spawn(run).unwrap();
         let mut main = Main::connect(&control);

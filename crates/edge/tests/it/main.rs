@@ -9,6 +9,8 @@ mod confined;
 mod control;
 mod dns;
 mod failures;
+mod flood;
 mod ingress;
+mod log;
 mod smuggling;
 mod tls;

@@ -1,14 +1,16 @@
 //! The feed between an API server and an edge, both real.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use client::Client;
-use feed::shell::{Config, run};
+use feed::shell::{Config, OpenLog, run};
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::api::networking::v1::Ingress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use wire::edge::{Problem, Role, Socket, Up, VERSION, frame};
+use wire::edge::{LOG_LIMIT, Problem, Role, Socket, Up, VERSION, frame};
 
 use crate::cluster::{create, start};
 use crate::objects::{RACK, ingress, settings};
@@ -31,8 +33,12 @@ fn control_path() -> PathBuf {
 
 /// An edge on a thread of its own; it ends with the test's process.
 fn start_edge(control: &Path) {
-    let listener = UnixListener::bind(control).unwrap();
     let (_, log) = rustix::pipe::pipe().unwrap();
+    start_edge_logging(control, log);
+}
+
+fn start_edge_logging(control: &Path, log: OwnedFd) {
+    let listener = UnixListener::bind(control).unwrap();
     std::thread::spawn(move || edge::run(OwnedFd::from(listener), log));
 }
 
@@ -44,6 +50,10 @@ struct Feed {
 
 impl Feed {
     fn start(client: &Client, control: &Path, listeners: Vec<(Socket, OwnedFd)>) -> Self {
+        Self::logging(client, control, listeners, Arc::new(|| Err(std::io::ErrorKind::Unsupported.into())))
+    }
+
+    fn logging(client: &Client, control: &Path, listeners: Vec<(Socket, OwnedFd)>, open_log: OpenLog) -> Self {
         let (sender, ready) = watch::channel(false);
         let config = Config {
             client: client.clone(),
@@ -51,6 +61,7 @@ impl Feed {
             node_ips: vec!["192.0.2.7".parse().unwrap()],
             control: control.to_owned(),
             listeners,
+            open_log,
             settings: settings(),
             ready: sender,
         };
@@ -222,4 +233,29 @@ fn an_edge_is_not_believed_what_its_sockets_are() {
 fn without_an_edge_there_is_nothing_to_adopt() {
     let error = feed::adopt::listeners(&control_path()).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_whose_log_is_too_long_gets_another() {
+    let client = start().await;
+    let control = control_path();
+    let file = |length| {
+        let file = File::from(rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(length).unwrap();
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).unwrap();
+        file
+    };
+    let (long, fresh) = (file(LOG_LIMIT - 1), file(0));
+    start_edge_logging(&control, long.into());
+    let (http, socket) = http_socket();
+    let next = fresh.try_clone().unwrap();
+    let open_log: OpenLog = Arc::new(move || Ok(next.try_clone()?.into()));
+    let mut feed = Feed::logging(&client, &control, vec![socket], open_log);
+    feed.ready().await;
+    until("requests are logged elsewhere", async || {
+        assert_eq!(status(http).await, "404");
+        (fresh.metadata().unwrap().len() > 0).then_some(())
+    })
+    .await;
+    feed.stop().await;
 }
