@@ -3,8 +3,10 @@
 //! - `cargo xtask up [--once] [--json FILE] [--pull]` builds the release binary and runs the example rack.
 //! - `cargo xtask test [ARGS]` checks style, licences and structure, and runs all tests.
 //! - `cargo xtask tidy` checks the structure alone.
+//! - `cargo xtask fuzz [TARGET] [--seconds N]` feeds nonsense to one parser of strangers' bytes, or to all.
 //! - `cargo xtask conformance|diff|bench|torture [ARGS]` builds the binary and runs one of the instruments, which explain themselves with `--help`.
 
+mod fuzz;
 mod machine;
 mod tidy;
 
@@ -14,7 +16,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 
 type Result<T = ()> = std::result::Result<T, String>;
 
-const USAGE: &str = "usage: cargo xtask up [--once] [--json FILE] [--pull] | test [ARGS for the test runner] | tidy
+const USAGE: &str = "usage: cargo xtask up [--once] [--json FILE] [--pull] | test [ARGS for the test runner] | tidy | fuzz [TARGET] [--seconds N]
        cargo xtask conformance|diff|bench|torture [ARGS, --help]";
 
 /// A program that judges the built binary.
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.split_first() {
         Some((command, rest)) if command == "up" => up(rest),
         Some((command, rest)) if command == "test" => test(rest),
+        Some((command, rest)) if command == "fuzz" => fuzz::run(rest),
         Some((command, [])) if command == "tidy" => tidy::check(&root()),
         Some((command, rest)) => INSTRUMENTS
             .iter()

@@ -14,6 +14,8 @@ mod body;
 mod control;
 mod dns;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod health;
 mod http;

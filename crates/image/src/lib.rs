@@ -9,6 +9,8 @@ pub mod config;
 pub mod credentials;
 pub mod digest;
 mod distribution;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gc;
 mod http;
 mod layers;

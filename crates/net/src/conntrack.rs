@@ -18,7 +18,7 @@ const REPLY: u16 = 2;
 
 /// One direction of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Tuple {
+pub(crate) struct Tuple {
     source: IpAddr,
     destination: IpAddr,
     protocol: u8,
@@ -75,7 +75,7 @@ fn leads_to(frontend: &Frontend, original: &Tuple) -> bool {
     }
 }
 
-fn parse(payload: &[u8]) -> Option<(&[u8], Tuple, Tuple)> {
+pub(crate) fn parse(payload: &[u8]) -> Option<(&[u8], Tuple, Tuple)> {
     let find = |wanted| attributes(payload.get(4..)?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let (original, reply) = (find(ORIGINAL)?, find(REPLY)?);
     Some((original, tuple(original)?, tuple(reply)?))

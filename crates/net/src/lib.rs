@@ -4,6 +4,8 @@
 //! table, links have one prefix: what is not ours is never touched.
 
 pub mod conntrack;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod host_ports;
 pub mod ipam;
 pub mod netlink;

@@ -329,7 +329,7 @@ impl Socket {
     }
 }
 
-fn split(mut datagram: &[u8]) -> Vec<(u32, Received)> {
+pub(crate) fn split(mut datagram: &[u8]) -> Vec<(u32, Received)> {
     let mut messages = Vec::new();
     while datagram.len() >= HEADER {
         let word = |at: usize| u32::from_ne_bytes(datagram[at..at + 4].try_into().expect("four bytes"));

@@ -13,6 +13,8 @@ pub mod confine;
 mod containers;
 pub mod defaults;
 mod device_program;
+#[doc(hidden)]
+pub mod fuzz;
 mod link;
 mod mount_options;
 pub mod plan;

@@ -71,7 +71,7 @@ fn bearer(request: &Parts) -> Option<&str> {
 /// The common name is the user, organisations are its groups.
 ///
 /// Source: apiserver `pkg/authentication/request/x509/x509.go`, `CommonNameUserConversion`.
-fn user_of_certificate(leaf: &[u8]) -> Option<User> {
+pub(crate) fn user_of_certificate(leaf: &[u8]) -> Option<User> {
     let (_, certificate) = x509_parser::parse_x509_certificate(leaf).ok()?;
     let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
     let subject = certificate.subject();

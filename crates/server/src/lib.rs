@@ -10,6 +10,8 @@ pub mod bootstrap;
 pub mod discovery;
 pub mod encode;
 pub mod expiry;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod health;
 pub mod hooks;
 pub mod http;

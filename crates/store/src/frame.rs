@@ -24,7 +24,7 @@ pub(crate) const FILE_HEADER: usize = 96;
 
 /// Whom a frame belongs to: a random number for each store, mixed with the file's kind and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner(u64);
+pub(crate) struct Owner(pub u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -12,6 +12,8 @@
 mod checkpoint;
 pub mod durable;
 mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 mod log;
 pub mod memory;
 mod record;

@@ -1,7 +1,7 @@
 //! Seccomp profiles: the runtime's default, profiles from files, and their compilation to BPF.
 
 mod default_calls;
-mod profile;
+pub(crate) mod profile;
 
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompBuilder,

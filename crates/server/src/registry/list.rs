@@ -161,6 +161,14 @@ impl Token {
     }
 }
 
+/// Whether a text is a continue token, which then is the same after it was written again.
+pub(crate) fn reread(text: &str) -> bool {
+    let Ok(token) = Token::decode(text) else { return false };
+    let again = Token::decode(&Token::encode(token.rv, &token.start)).expect("a token of this server's own");
+    assert_eq!((token.rv, token.start), (again.rv, again.start));
+    true
+}
+
 const TOKEN_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 const REVISION_EXPIRED: &str = "The resourceVersion for the provided list is too old.";
 

@@ -1,0 +1,4 @@
+//! `certificate` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("certificate", bytes));

@@ -1,0 +1,4 @@
+//! `continue_token` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("continue_token", bytes));

@@ -1,0 +1,4 @@
+//! `dns_query` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("dns_query", bytes));

@@ -1,0 +1,4 @@
+//! `field_selector` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("field_selector", bytes));

@@ -1,0 +1,4 @@
+//! `image_config` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("image_config", bytes));

@@ -1,0 +1,4 @@
+//! `image_manifest` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("image_manifest", bytes));

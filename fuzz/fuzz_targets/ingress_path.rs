@@ -1,0 +1,4 @@
+//! `ingress_path` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("ingress_path", bytes));

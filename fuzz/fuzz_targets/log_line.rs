@@ -1,0 +1,4 @@
+//! `log_line` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("log_line", bytes));

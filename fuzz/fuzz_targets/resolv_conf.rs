@@ -1,0 +1,4 @@
+//! `resolv_conf` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("resolv_conf", bytes));

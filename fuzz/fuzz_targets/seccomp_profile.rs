@@ -1,0 +1,4 @@
+//! `seccomp_profile` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("seccomp_profile", bytes));

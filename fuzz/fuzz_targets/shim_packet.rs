@@ -1,0 +1,4 @@
+//! `shim_packet` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("shim_packet", bytes));

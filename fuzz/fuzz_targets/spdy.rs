@@ -1,0 +1,4 @@
+//! `spdy` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("spdy", bytes));

@@ -1,0 +1,4 @@
+//! `store_record` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("store_record", bytes));

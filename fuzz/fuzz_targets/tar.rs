@@ -1,0 +1,4 @@
+//! `tar` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("tar", bytes));

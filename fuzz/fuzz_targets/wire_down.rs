@@ -1,0 +1,4 @@
+//! `wire_down` of `fuzzing::TARGETS`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzing::run("wire_down", bytes));
