@@ -271,7 +271,8 @@ occurred";
             "creating: unexpected error when waiting: the server could not find the requested resource"
         );
         assert_eq!(one_line("Expected\n    <int>: 1\nto equal\n    <int>: 2"), "Expected 1 to equal 2");
-        let kubectl = "error running /w/target/conformance/bin/kubectl --server=https://1.2.3.4 --kubeconfig=/w/x get rc:";
+        let kubectl =
+            "error running /w/target/conformance/bin/kubectl --server=https://1.2.3.4 --kubeconfig=/w/x get rc:";
         assert_eq!(one_line(kubectl), "error running kubectl get rc:");
         let long = format!("begin {} end", "x".repeat(1000));
         let line = one_line(&long);

@@ -211,7 +211,10 @@ fn lines_of(child: &mut Child) -> Result<Receiver<String>> {
 /// Signals the whole group: ginkgo by itself only waits for the processes in which it runs tests.
 fn tell(child: &Child, signal: &str) {
     // They may have ended in the meantime.
-    let _ = std::process::Command::new("kill").args([signal, "--", &format!("-{}", child.id())]).stderr(Stdio::null()).status();
+    let _ = std::process::Command::new("kill")
+        .args([signal, "--", &format!("-{}", child.id())])
+        .stderr(Stdio::null())
+        .status();
 }
 
 fn judge(outcome: Outcome, keeper: &Keeper, refusals: &Refusals, server_log: &str) -> Judged {
