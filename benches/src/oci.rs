@@ -154,6 +154,7 @@ impl Bed<'_> {
             log_path: None,
             log_limits: LogLimits::default(),
             stdin: plan::Stdin::Null,
+            pid_of: None,
             single_process_oom_kill: false,
             labels: BTreeMap::new(),
         })
