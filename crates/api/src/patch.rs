@@ -1,4 +1,4 @@
-//! Patches: RFC 6902, RFC 7386 and strategic merge.
+//! Patches: RFC 6902, RFC 7386, strategic merge and server-side apply.
 //!
 //! Sources: apiserver `pkg/endpoints/handlers/patch.go`, apimachinery `pkg/util/strategicpatch/patch.go`. Where upstream
 //! answers a patch that does not fit its object with status 500, or drops the reason, the answer here is 422 with it.
@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::json;
 use crate::schema::Type;
 
+pub mod apply;
 mod ops;
 mod strategic;
 
@@ -122,7 +123,8 @@ impl Patch {
     }
 }
 
-fn not_a(go: &str, value: &Value) -> String {
+/// How Go's decoder names a value of another type than was expected.
+pub fn not_a(go: &str, value: &Value) -> String {
     let kind = match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

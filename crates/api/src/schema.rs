@@ -52,6 +52,7 @@ struct FieldDefinition {
     /// The embedded Go struct that the field belongs to.
     via: Option<Cow<'static, str>>,
     default: Option<Value>,
+    zero: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -243,6 +244,12 @@ impl<'a> Field<'a> {
     /// The default that the schema documents, where it is not the zero value.
     pub fn default(&self) -> Option<&'a Value> {
         self.definition.default.as_ref()
+    }
+
+    /// What upstream's encoder writes where the field is not set, if it writes anything: structs that are held by value,
+    /// and what has no `omitempty`.
+    pub fn zero(&self) -> Option<&'a Value> {
+        self.definition.zero.as_ref()
     }
 }
 

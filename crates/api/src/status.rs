@@ -177,6 +177,16 @@ impl Status {
         Self::new(409, Reason::Conflict, message).about(of, name)
     }
 
+    /// Others own the fields that applying a configuration would change.
+    pub fn apply_conflict(message: impl Into<String>, causes: Vec<Cause>) -> Self {
+        Self::new(409, Reason::Conflict, message).detailed(Details { causes, ..Details::default() })
+    }
+
+    /// A failure that upstream answers with its bare text.
+    pub fn unclassified(why: impl fmt::Display) -> Self {
+        Self::new(500, Reason::Unknown, why.to_string())
+    }
+
     pub fn forbidden(of: &GroupResource, name: &str, why: impl fmt::Display) -> Self {
         let message = if of.resource.is_empty() {
             format!("forbidden: {why}")

@@ -13,7 +13,7 @@ use crate::names::{self, Messages};
 use crate::selector::validate_labels;
 
 const ANNOTATIONS_MAX: usize = 256 * 1024;
-const MANAGER_MAX: usize = 128;
+pub const MANAGER_MAX: usize = 128;
 const SUBRESOURCE_MAX: usize = 256;
 
 /// The finalizer of a foreground deletion.

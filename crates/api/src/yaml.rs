@@ -58,6 +58,18 @@ pub fn parse(text: &str) -> Result<Value, Error> {
     Ok(documents.pop().map_or(Value::Null, |document| document.value))
 }
 
+/// Parses a text of one document in which the last of several equal keys wins, and says where they stand, as in
+/// `line 3: key "a" already set in map`.
+///
+/// # Errors
+/// As [`parse`], but for those keys.
+pub fn parse_lenient(text: &str) -> Result<(Value, Vec<String>), Error> {
+    let mut reader = Reader::new(text, None);
+    reader.repeated = Some(Vec::new());
+    let value = reader.documents()?.into_iter().next().map_or(Value::Null, |document| document.value);
+    Ok((value, reader.repeated.unwrap_or_default()))
+}
+
 /// Returns the line and column at which a field stands, to say where a wrong one is.
 ///
 /// `path` is written as in strict decoding errors, such as `spec.containers[0].name`; `begins` is the line of its
@@ -80,6 +92,8 @@ struct Reader<'a> {
     path: String,
     begins: usize,
     found: Option<(usize, usize)>,
+    /// What to do of keys that stand there twice: note them, or fail.
+    repeated: Option<Vec<String>>,
 }
 
 #[derive(Clone)]
@@ -101,6 +115,7 @@ impl<'a> Reader<'a> {
             path: String::new(),
             begins: 0,
             found: None,
+            repeated: None,
         }
     }
 
@@ -194,7 +209,11 @@ impl<'a> Reader<'a> {
             let key = self.key(event, depth)?;
             self.mark = at;
             if own.contains_key(&key) {
-                return Err(self.error(format!("key {} is already set in this mapping", crate::field::quoted(&key))));
+                let (line, quoted) = (self.mark.line(), crate::field::quoted(&key));
+                match &mut self.repeated {
+                    Some(repeated) => repeated.push(format!("line {line}: key {quoted} already set in map")),
+                    None => return Err(self.error(format!("key {quoted} is already set in this mapping"))),
+                }
             }
             if self.wanted.is_some() {
                 if length != 0 {

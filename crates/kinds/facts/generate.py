@@ -19,6 +19,7 @@ A shape is string, int32, int64, number, bool, bytes, quantity, int-or-string, t
          go=T             the Go type in decoding errors, where the shape does not tell it
          via=T            the embedded Go struct that has the field
          default=JSON     where it is not the zero value
+         zero=JSON        what Go writes where it is not set, if it writes something
 """
 import json
 import pathlib
@@ -105,7 +106,7 @@ def go_structs(folder):
     structs = {}
     for source in sorted(folder.glob("*types*.go")):
         for name, body in re.findall(r"^type (\w+) struct \{\n(.*?)^\}", source.read_text(), re.M | re.S):
-            structs[name] = re.findall(r"^\t(?:(\w+)\s+)?(\S+)\s+`[^`]*?json:\"([^\",]*)", body, re.M)
+            structs[name] = re.findall(r"^\t(?:(\w+)\s+)?(\S+)\s+`[^`]*?json:\"([^\",]*)([^\"]*)", body, re.M)
     package = folder.name
 
     def qualified(text):
@@ -121,14 +122,14 @@ def go_structs(folder):
 
     def fields(name, via=None):
         out = {}
-        for field, type_, json_name in structs.get(name, []):
+        for field, type_, json_name, options in structs.get(name, []):
             if json_name:
-                out[json_name] = (qualified(type_), via)
+                out[json_name] = (qualified(type_), via, (type_, options.split(",")))
             elif type_.endswith("TypeMeta"):
-                out |= {key: ("string", "TypeMeta") for key in ("apiVersion", "kind")}
+                out |= {key: ("string", "TypeMeta", None) for key in ("apiVersion", "kind")}
             elif not field:
                 embedded = type_.split(".")[-1]
-                out |= {k: (t, embedded) for k, (t, _) in fields(embedded).items()}
+                out |= {k: (t, embedded, written) for k, (t, _, written) in fields(embedded).items()}
         return out
 
     return {name: fields(name) for name in structs}
@@ -144,6 +145,22 @@ def go_of_shape(text):
     return GO_LEAVES.get(text, text)
 
 
+def zero(text, written):
+    """What Go's encoder writes for a field that is not set: `omitempty` never leaves out a struct that is held by value."""
+    if written is None:
+        return None
+    type_, options = written
+    by_value = not type_.startswith(("*", "[]", "map["))
+    is_struct = text.startswith("io.k8s.") or text in ("time", "micro-time", "quantity", "int-or-string", "any")
+    if "omitzero" in options or "omitempty" in options and not (by_value and is_struct):
+        return None
+    if not by_value or text in ("time", "micro-time", "any") or text.startswith(("[]", "{}")):
+        return "null"
+    if text.startswith("io.k8s."):
+        return "{}"
+    return {"string": '""', "bytes": "null", "bool": "false", "quantity": '"0"'}.get(text, "0")
+
+
 def attributes(node, text, required, go):
     out = ["required"] if required else []
     for key, label in [("list-type", "list"), ("patch-merge-key", "merge-key"), ("patch-strategy", "patch")]:
@@ -153,13 +170,15 @@ def attributes(node, text, required, go):
         out.append(f"keys={','.join(keys)}")
     if node.get("x-kubernetes-map-type") == "atomic":
         out.append("atomic")
-    go_type, via = go
+    go_type, via, written = go
     if go_type and text != "any" and go_type != go_of_shape(text):
         out.append(f"go={go_type}")
     if via:
         out.append(f"via={via}")
     if node.get("default") not in (None, {}, "", 0, False):
         out.append(f"default={json.dumps(node['default'], separators=(',', ':'))}")
+    if (unset := zero(text, written)) is not None:
+        out.append(f"zero={unset}")
     return " ".join(out)
 
 
@@ -192,7 +211,7 @@ def main():
         for field, child in sorted(node.get("properties", {}).items()):
             text = shape(child)
             required = field in node.get("required", [])
-            words = attributes(child, text, required, go.get(name, {}).get(field, (None, None)))
+            words = attributes(child, text, required, go.get(name, {}).get(field, (None, None, None)))
             print(f"\t{field}\t{text}\t{words}".rstrip())
 
 

@@ -138,6 +138,9 @@ pub struct Strategy {
     pub validate: Validate,
     /// Texts for `Warning` headers.
     pub warnings: Warnings,
+    /// What `prepare` keeps as it is whatever a client writes, such as `metadata.labels`: nobody comes to own it by a
+    /// write through this endpoint. The status of kinds that have one for itself is kept on the main endpoint anyway.
+    pub resets: &'static [&'static str],
 }
 
 pub struct Subresource {
@@ -259,13 +262,31 @@ impl Strategy {
             prepare: Box::new(|_, _| ()),
             validate: Box::new(|_, _| Vec::new()),
             warnings: Box::new(|_, _| Vec::new()),
+            resets: &[],
+        }
+    }
+}
+
+impl Kind {
+    /// What nobody comes to own by a write through an endpoint, which is `subresource` or, if that is empty, the main one.
+    ///
+    /// Source: the strategies' `GetResetFields`.
+    pub fn resets(&self, subresource: &str) -> &'static [&'static str] {
+        let has_status = self.subresources.iter().any(|sub| sub.name == "status");
+        match self.subresources.iter().find(|sub| sub.name == subresource).map(|sub| &sub.action) {
+            Some(Action::Own(strategy)) => strategy.resets,
+            Some(Action::Finalize) => &["status"],
+            None if has_status => &["status"],
+            _ => &[],
         }
     }
 }
 
 impl Subresource {
-    /// `status` with its own strategy.
+    /// `status` with its own strategy, which keeps at least the specification.
     pub fn status(strategy: Strategy) -> Self {
+        let resets = if strategy.resets.is_empty() { &["spec"] } else { strategy.resets };
+        let strategy = Strategy { resets, ..strategy };
         Self { name: "status", body: None, verbs: READ_WRITE, action: Action::Own(strategy) }
     }
 

@@ -109,6 +109,11 @@ impl Strategy {
     }
 
     #[must_use]
+    pub fn resetting(self, resets: &'static [&'static str]) -> Self {
+        Self { resets, ..self }
+    }
+
+    #[must_use]
     pub fn warning(self, warn: impl Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync + 'static) -> Self {
         Self { warnings: Box::new(warn), ..self }
     }

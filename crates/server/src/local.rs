@@ -101,7 +101,10 @@ impl Local {
         };
         let at = Place::new(&served, &path.namespace, &path.name);
         let warnings = Warnings::default();
-        let by = Writer { user: &self.user, dry_run: false, warnings: &warnings };
+        let manager = manager(&self.user.name);
+        let refused = self.authorize("create", &asked).err();
+        let create_refused = refused.as_ref();
+        let by = Writer { user: &self.user, manager, create_refused, dry_run: false, warnings: &warnings };
         let answer = self.dispatch(at, call.verb, action, by).await?;
         let texts = warnings.take();
         if !texts.is_empty() {
@@ -155,10 +158,7 @@ impl Local {
             },
             Verb::Update(body) => {
                 let updated = match action {
-                    Some(Action::Scale) => {
-                        let edit = |object: &Value| scale::apply(&body, object);
-                        registry.update(at, name, update::Change::Edit(&edit), by).await?
-                    }
+                    Some(Action::Scale) => registry.update(at, name, update::Change::Replace(body), by).await?,
                     Some(Action::Finalize) => registry.finalize(at, &body, by).await?,
                     _ => {
                         let body = self.fit(served, body, by)?;
@@ -176,14 +176,11 @@ impl Local {
                 let patch = Patch::parse(format, patch.to_string().as_bytes());
                 let patch = patch.map_err(|error| write::patch_failure(&error))?;
                 let edit = |object: &Value| {
-                    let (strict, warnings) = (FieldValidation::Strict, by.warnings);
-                    match action {
-                        Some(Action::Scale) => {
-                            let patched = write::patched(&patch, &scale::of(object), write::scale(), strict, warnings)?;
-                            scale::apply(&patched, object)
-                        }
-                        _ => write::patched(&patch, object, write::expected(served), strict, warnings),
-                    }
+                    let expected = match action {
+                        Some(Action::Scale) => write::scale(),
+                        _ => write::expected(served),
+                    };
+                    write::patched(&patch, object, expected, FieldValidation::Strict, by.warnings)
                 };
                 let updated = registry.update(at, name, update::Change::Edit(&edit), by).await?;
                 self.updated(at, action, updated)
@@ -255,6 +252,18 @@ fn verb(verb: &Verb) -> &'static str {
         Verb::Update(_) => "update",
         Verb::Patch(..) => "patch",
         Verb::Delete(_) => "delete",
+    }
+}
+
+/// What upstream's components call themselves, from the identities that they have here.
+fn manager(user: &str) -> &'static str {
+    match user {
+        "system:kube-scheduler" => "kube-scheduler",
+        "system:apiserver" => "kube-apiserver",
+        user if user.starts_with("system:node:") => "kubelet",
+        "system:kube-controller-manager" => "kube-controller-manager",
+        user if user.starts_with("system:serviceaccount:kube-system:") => "kube-controller-manager",
+        _ => "coracle",
     }
 }
 

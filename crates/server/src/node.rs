@@ -25,7 +25,6 @@ use crate::hooks::NodeAddress;
 use crate::http::reply::{self, Body};
 use crate::http::route::{Endpoint, Exchange};
 use crate::path::Query;
-use crate::registry::Writer;
 
 /// The kubelet's port where a node does not tell its own.
 const KUBELET_PORT: u16 = 10250;
@@ -57,7 +56,7 @@ impl Exchange<'_> {
         let snapshot = registry.store.snapshot();
         let at = endpoint.place();
         let pod = registry.value(endpoint.served, at.find(&snapshot)?);
-        let by = Writer { user: self.user, dry_run: false, warnings: self.warnings };
+        let by = self.connecting();
         let attributes = registry.attributes(Operation::Connect, at, sub.name, Some(&pod), &snapshot, by);
         registry.admission.validate(&attributes, None).await?;
 

@@ -70,6 +70,7 @@ impl Schema {
             go: None,
             via: None,
             default: None,
+            zero: None,
         };
         for attribute in columns.next().unwrap_or_default().split_ascii_whitespace() {
             match attribute.split_once('=') {
@@ -83,9 +84,8 @@ impl Schema {
                 Some(("patch", strategies)) => field.patch = parse_strategies(strategies)?,
                 Some(("go", go)) => field.go = Some(Cow::Borrowed(go)),
                 Some(("via", via)) => field.via = Some(Cow::Borrowed(via)),
-                Some(("default", json)) => {
-                    field.default = Some(serde_json::from_str(json).map_err(|error| error.to_string())?);
-                }
+                Some(("default", json)) => field.default = Some(parse_value(json)?),
+                Some(("zero", json)) => field.zero = Some(parse_value(json)?),
                 _ => return Err(format!("unknown attribute {attribute}")),
             }
         }
@@ -118,6 +118,10 @@ impl Schema {
         };
         Ok(ShapeDefinition::Scalar(scalar))
     }
+}
+
+fn parse_value(json: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
 fn parse_strategies(text: &str) -> Result<PatchStrategy, String> {

@@ -25,6 +25,7 @@ pub fn kind() -> Kind {
                 Strategy::none()
                     .defaulting(fill)
                     .preparing(prepare_status)
+                    .resetting(&["spec", "metadata.labels"])
                     .validating(deployment_validation::validate_status),
             ),
         ],

@@ -61,6 +61,7 @@ pub fn kind() -> Kind {
                 Strategy::none()
                     .defaulting(pod_default::pod)
                     .preparing(prepare_status)
+                    .resetting(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"])
                     .validating(pod_validation::validate_status),
             ),
         ],

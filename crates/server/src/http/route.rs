@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::patch::apply::manager_of_agent;
 use api::status::Status;
 use futures_util::FutureExt;
 use http::header::USER_AGENT;
@@ -49,6 +50,8 @@ pub(crate) struct Exchange<'a> {
     pub parts: &'a Parts,
     pub query: &'a Query,
     pub user: &'a User,
+    /// Who owns what the request writes, unless it says so itself.
+    pub agent: String,
     pub warnings: &'a Warnings,
 }
 
@@ -96,8 +99,15 @@ impl Server {
         let answer = async {
             match self.identify(&parts, &certificates, &attributes, &mut seen).await {
                 Ok(user) => {
-                    let exchange =
-                        Exchange { server: self, parts: &parts, query: &query, user: &user, warnings: &warnings };
+                    let agent = parts.headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+                    let exchange = Exchange {
+                        server: self,
+                        parts: &parts,
+                        query: &query,
+                        user: &user,
+                        agent: manager_of_agent(agent),
+                        warnings: &warnings,
+                    };
                     exchange.answer(&attributes, body, upgrade).await
                 }
                 Err(status) => reply::status(&status),

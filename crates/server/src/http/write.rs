@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use api::json;
 use api::object::Object;
 use api::patch::{self, Patch};
 use api::status::Status;
@@ -19,10 +20,13 @@ use super::reply::{self, Body};
 use super::route::{Endpoint, Exchange, Stop, not_allowed, single};
 use crate::admit::Warnings;
 use crate::encode::Include;
+use crate::identity;
+use crate::path::Attributes;
 use crate::registry::actions::{deleted_status, success};
 use crate::registry::catalog::Served;
 use crate::registry::delete::{Deleted, Options};
 use crate::registry::list::{Listed, When};
+use crate::registry::ownership::Application;
 use crate::registry::update::Change;
 use crate::registry::{Writer, scale};
 
@@ -99,21 +103,18 @@ impl Exchange<'_> {
         let (at, registry, served) = (endpoint.place(), &self.server.registry, endpoint.served);
         let scaling = endpoint.subresource.is_some_and(|sub| matches!(sub.action, Action::Scale));
         let name = endpoint.subresource.map_or("", |sub| sub.name);
-        let updated = if patch {
+        let expected = || if scaling { scale() } else { expected(served) };
+        let refused = self.may_create(endpoint).err();
+        let by = Writer { create_refused: refused.as_ref(), ..by };
+        let updated = if patch && self.applies() {
+            let application = self.application(body, validation).await?;
+            registry.update(at, name, Change::Apply(&application), by).await?
+        } else if patch {
             let patch = self.patch(body).await?;
-            let edit = |object: &Value| {
-                if scaling {
-                    let patched = patched(&patch, &scale::of(object), scale(), validation, self.warnings)?;
-                    return scale::apply(&patched, object);
-                }
-                patched(&patch, object, expected(served), validation, self.warnings)
-            };
+            let edit = |object: &Value| patched(&patch, object, expected(), validation, self.warnings);
             registry.update(at, name, Change::Edit(&edit), by).await?
-        } else if scaling {
-            let wanted = self.object(body, scale(), validation).await?;
-            registry.update(at, name, Change::Edit(&|object| scale::apply(&wanted, object)), by).await?
         } else {
-            let object = self.object(body, expected(served), validation).await?;
+            let object = self.object(body, expected(), validation).await?;
             match endpoint.subresource.map(|sub| &sub.action) {
                 Some(Action::Finalize) => registry.finalize(at, &object, by).await?,
                 _ => registry.update(at, name, Change::Replace(object), by).await?,
@@ -131,7 +132,7 @@ impl Exchange<'_> {
         self.allowed(endpoint, Verb::Delete, "delete")?;
         let accepted = self.accepted()?;
         let options = self.delete_options(body).await?;
-        let by = Writer { user: self.user, dry_run: options.dry_run, warnings: self.warnings };
+        let by = Writer { dry_run: options.dry_run, ..self.connecting() };
         let deleted = self.server.registry.delete(endpoint.place(), &options, by).await?;
         let kind = &endpoint.served.kind;
         match &deleted {
@@ -155,7 +156,7 @@ impl Exchange<'_> {
         When::parse(self.query, false)?;
         let selection = self.selection(endpoint)?;
         let options = self.delete_options(body).await?;
-        let by = Writer { user: self.user, dry_run: options.dry_run, warnings: self.warnings };
+        let by = Writer { dry_run: options.dry_run, ..self.connecting() };
         let registry = &self.server.registry;
         let (revision, objects) = registry.delete_collection(&selection, &options, by).await?;
         let listed = Listed { revision, objects, next: None, remaining: None };
@@ -179,10 +180,24 @@ impl Exchange<'_> {
         Ok(reply::json(code, accepted.format, bytes))
     }
 
+    /// Of requests that write nothing themselves.
+    pub(crate) fn connecting(&self) -> Writer<'_> {
+        Writer { user: self.user, manager: &self.agent, create_refused: None, dry_run: false, warnings: self.warnings }
+    }
+
     fn writer(&self, options: &str) -> Result<Writer<'_>, Status> {
         let mut dry_run = false;
         let manager = self.query.get("fieldManager").unwrap_or_default();
-        let mut errors = validation::validate_field_manager(manager, &api::field::Path::new("fieldManager"));
+        let path = api::field::Path::new("fieldManager");
+        let mut errors = Vec::new();
+        if options == "PatchOptions" && self.applies() && manager.is_empty() {
+            errors.push(api::field::Error::required(&path, "is required for apply patch"));
+        }
+        if options == "PatchOptions" && !self.applies() && self.query.get("force").is_some() {
+            let force = api::field::Path::new("force");
+            errors.push(api::field::Error::forbidden(&force, "may not be specified for non-apply patch"));
+        }
+        errors.extend(validation::validate_field_manager(manager, &path));
         for value in self.query.all("dryRun").filter(|value| !value.is_empty()) {
             if value == "All" {
                 dry_run = true;
@@ -191,7 +206,8 @@ impl Exchange<'_> {
             }
         }
         if errors.is_empty() {
-            Ok(Writer { user: self.user, dry_run, warnings: self.warnings })
+            let manager = if manager.is_empty() { &self.agent } else { manager };
+            Ok(Writer { manager, dry_run, ..self.connecting() })
         } else {
             Err(Status::invalid("meta.k8s.io", options, "", &errors))
         }
@@ -211,13 +227,52 @@ impl Exchange<'_> {
     async fn patch(&self, body: Incoming) -> Result<Patch, Status> {
         let media_type = negotiate::content_type(&self.parts.headers);
         let Some(format) = patch::Format::of_media_type(&media_type) else {
-            return Err(Status::unsupported_media_type(if media_type.starts_with("application/apply-patch") {
-                "server-side apply is not supported yet by coracle: use kubectl apply without --server-side, or a merge patch"
-            } else {
-                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json"
-            }));
+            return Err(Status::unsupported_media_type(
+                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml",
+            ));
         };
         Patch::parse(format, &body::read(body).await?).map_err(|error| patch_failure(&error))
+    }
+
+    /// Whether the request is to apply a configuration.
+    fn applies(&self) -> bool {
+        negotiate::content_type(&self.parts.headers) == "application/apply-patch+yaml"
+    }
+
+    async fn application(&self, body: Incoming, validation: FieldValidation) -> Result<Application, Status> {
+        let bytes = body::read(body).await?;
+        let bad = |why: &dyn std::fmt::Display| Status::bad_request(format!("error decoding patch: {why}"));
+        // JSON is YAML, but its texts have escapes of their own.
+        let (config, repeated) = match json::parse(&bytes) {
+            Ok(parsed) if parsed.duplicates.is_empty() => (parsed.value, Vec::new()),
+            _ => {
+                let text = std::str::from_utf8(&bytes).map_err(|error| bad(&error))?;
+                let failed = |error| bad(&format!("error converting YAML to JSON: yaml: {error}"));
+                api::yaml::parse_lenient(text).map_err(failed)?
+            }
+        };
+        let config = match config {
+            Value::Null => json!({}),
+            config @ Value::Object(_) => config,
+            other => return Err(bad(&patch::not_a("map[string]interface {}", &other))),
+        };
+        let mut strict = None;
+        if !repeated.is_empty() {
+            let why = format!("error converting YAML to JSON: yaml: unmarshal errors:\n  {}", repeated.join("\n  "));
+            match validation {
+                FieldValidation::Ignore => {}
+                FieldValidation::Warn => self.warnings.add(why),
+                FieldValidation::Strict => {
+                    strict = Some(Status::bad_request(format!("error strict decoding patch: {why}")));
+                }
+            }
+        }
+        Ok(Application { config, force: self.query.flag("force"), strict })
+    }
+
+    /// Whether the user may create the object that an update or an apply finds absent.
+    fn may_create(&self, endpoint: Endpoint<'_>) -> Result<(), Status> {
+        identity::authorize(&*self.server.authorizer, self.user, &Attributes::resource("create", endpoint.path.clone()))
     }
 
     /// DeleteOptions from the body or, without one, from the query.
@@ -251,11 +306,7 @@ impl Exchange<'_> {
 
 /// The type of every `scale` sub-resource.
 pub(crate) fn scale() -> Expected<'static> {
-    Expected {
-        api_version: "autoscaling/v1".into(),
-        kind: "Scale",
-        schema: kinds::schema::get("io.k8s.api.autoscaling.v1.Scale"),
-    }
+    Expected { api_version: scale::VERSION.into(), kind: "Scale", schema: scale::schema() }
 }
 
 /// The type of a kind's own endpoint.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Served;
 use super::delete::Options;
-use super::update::{Change, Updated};
+use super::update::{Change, Edit, Updated};
 use super::{Place, Registry, Writer, metadata};
 use crate::admit::Operation;
 use crate::hooks::{Question, TokenAsk};
@@ -129,7 +129,7 @@ impl Registry {
             }
             Ok(object)
         };
-        self.edit_whole(at, "finalize", &replace, by).await
+        self.update(at, "finalize", Change::Edit(&replace), by).await
     }
 
     /// Issues a token for a service account.
@@ -181,10 +181,10 @@ impl Registry {
         &self,
         at: Place<'_>,
         subresource: &str,
-        edit: &(dyn Fn(&Value) -> Result<Value, Status> + Send + Sync),
+        edit: &Edit<'_>,
         by: Writer<'_>,
     ) -> Result<Updated, Status> {
-        self.update(at, subresource, Change::Edit(edit), by).await
+        self.update(at, subresource, Change::Act(edit), by).await
     }
 }
 

@@ -123,7 +123,8 @@ impl Served {
     }
 }
 
-fn api_version(version: &Version) -> String {
+/// Such as `apps/v1`.
+pub fn api_version(version: &Version) -> String {
     if version.group.is_empty() {
         version.version.to_string()
     } else {

@@ -40,7 +40,19 @@ impl Registry {
         &self,
         served: &Served,
         namespace: &str,
+        object: Value,
+        by: Writer<'_>,
+    ) -> Result<Arc<Object>, Status> {
+        self.create_noted(served, namespace, object, false, by).await
+    }
+
+    /// As [`Registry::create`]; with `noted`, the object says already who owns what.
+    pub(super) async fn create_noted(
+        &self,
+        served: &Served,
+        namespace: &str,
         mut object: Value,
+        noted: bool,
         by: Writer<'_>,
     ) -> Result<Arc<Object>, Status> {
         if metadata::resource_version(&object)? != 0 {
@@ -56,6 +68,9 @@ impl Registry {
         }
         served.import(&mut object);
         (served.kind.strategy.default)(&mut object);
+        if !noted {
+            self.note(Place { served, namespace, name: "" }, "", None, &mut object, by);
+        }
         let base = match metadata::text(&object, "name") {
             "" => metadata::text(&object, "generateName").to_owned(),
             _ => String::new(),

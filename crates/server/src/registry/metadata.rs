@@ -11,8 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::hooks::Rng;
 
 /// Fields that no client may write.
-const SYSTEM: [&str; 6] =
-    ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"];
+const SYSTEM: [&str; 5] = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
 
 /// The object's metadata, made when it is absent.
 pub fn of(object: &mut Value) -> &mut Map<String, Value> {
@@ -42,7 +41,7 @@ pub fn wipe(object: &mut Value) {
 /// Drops what is not kept: nulls that stand for absent, and fields of old releases.
 pub fn tidy(object: &mut Value) {
     let metadata = of(object);
-    metadata.retain(|field, value| !value.is_null() && field != "selfLink" && field != "managedFields");
+    metadata.retain(|field, value| !value.is_null() && field != "selfLink");
     for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
         let empty = match metadata.get(field) {
             Some(Value::Array(items)) => items.is_empty(),

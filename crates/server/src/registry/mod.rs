@@ -27,6 +27,7 @@ pub mod create;
 pub mod delete;
 pub mod list;
 pub mod metadata;
+pub mod ownership;
 pub mod scale;
 pub mod select;
 pub mod update;
@@ -48,6 +49,10 @@ pub struct Registry {
 #[derive(Clone, Copy)]
 pub struct Writer<'a> {
     pub user: &'a User,
+    /// The name under which what is written is owned; empty is unknown.
+    pub manager: &'a str,
+    /// Why the user may not create what a write to an absent name would.
+    pub create_refused: Option<&'a Status>,
     pub dry_run: bool,
     pub warnings: &'a Warnings,
 }

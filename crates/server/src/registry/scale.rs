@@ -5,15 +5,28 @@
 use std::collections::BTreeMap;
 
 use api::field;
+use api::patch::apply::scale::{to_object, to_scale};
+use api::schema::Type;
 use api::selector::Selector;
 use api::status::Status;
+use kinds::kind::Kind;
 use serde_json::{Value, json};
+
+use super::ownership::put;
+
+/// The version of Scales.
+pub const VERSION: &str = "autoscaling/v1";
+
+/// The type of Scales.
+pub fn schema() -> Option<Type<'static>> {
+    kinds::schema::get("io.k8s.api.autoscaling.v1.Scale")
+}
 
 /// The Scale of an object.
 pub fn of(object: &Value) -> Value {
     let metadata = &object["metadata"];
     let mut scale = json!({
-        "apiVersion": "autoscaling/v1",
+        "apiVersion": VERSION,
         "kind": "Scale",
         "metadata": {},
         "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
@@ -39,11 +52,38 @@ pub fn of(object: &Value) -> Value {
     scale
 }
 
+/// The Scale of an object that is about to be written, with those who own its number of replicas.
+///
+/// # Errors
+/// 500 when the object's managers cannot be read.
+pub fn managed(object: &Value, kind: &Kind) -> Result<Value, Status> {
+    let mut scale = of(object);
+    let fields = to_scale(&object["metadata"]["managedFields"], &versions(kind)).map_err(Status::unclassified)?;
+    put(&mut scale, fields);
+    Ok(scale)
+}
+
+fn versions(kind: &Kind) -> Vec<String> {
+    kind.versions.iter().map(super::catalog::api_version).collect()
+}
+
+/// Writes a Scale that was made by [`managed`] back, with its managers; `version` is that of the object.
+///
+/// # Errors
+/// As [`apply`], and 500 when managers cannot be read.
+pub fn write(scale: &Value, object: &Value, kind: &Kind, version: &str) -> Result<Value, Status> {
+    let mut written = apply(scale, object)?;
+    let fields = |object: &Value| object["metadata"]["managedFields"].clone();
+    let fields = to_object(&fields(object), &fields(scale), version, &versions(kind)).map_err(Status::unclassified)?;
+    put(&mut written, fields);
+    Ok(written)
+}
+
 /// Writes a Scale's replicas into the object that it was made of.
 ///
 /// # Errors
 /// 400 when the Scale is of another object's name, 422 for a count that is none, 409 for an older revision.
-pub fn apply(scale: &Value, object: &Value) -> Result<Value, Status> {
+fn apply(scale: &Value, object: &Value) -> Result<Value, Status> {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
     let given = scale["metadata"]["name"].as_str().unwrap_or_default();
     if given != name {

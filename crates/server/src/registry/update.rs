@@ -13,8 +13,10 @@ use serde_json::Value;
 use store::{Compare, Op, Snapshot};
 
 use super::create::Failed;
-use super::{Place, Registry, Writer, claims, draft, metadata};
+use super::ownership::{Application, changes_nothing, same_but};
+use super::{Place, Registry, Writer, claims, draft, metadata, scale};
 use crate::admit::Operation;
+use crate::registry::catalog::Served;
 
 /// The wording that clients look for before they try again.
 pub const STALE: &str = "the object has been modified; please apply your changes to the latest version and try again";
@@ -23,9 +25,16 @@ pub const STALE: &str = "the object has been modified; please apply your changes
 pub enum Change<'a> {
     /// PUT.
     Replace(Value),
-    /// PATCH and actions: from the current object to the wanted one; called again after a race.
-    Edit(&'a (dyn Fn(&Value) -> Result<Value, Status> + Send + Sync)),
+    /// PATCH: from the current object to the wanted one; called again after a race.
+    Edit(&'a Edit<'a>),
+    /// Server-side apply.
+    Apply(&'a Application),
+    /// As [`Change::Edit`], by the server itself: nobody comes to own what changes.
+    Act(&'a Edit<'a>),
 }
+
+/// From the current object to the wanted one.
+pub type Edit<'a> = dyn Fn(&Value) -> Result<Value, Status> + Send + Sync + 'a;
 
 /// An update's outcome.
 pub struct Updated {
@@ -55,18 +64,12 @@ impl Registry {
             Some(Action::Scale | Action::Token | Action::Node) | None => &kind.strategy,
         };
         if let Change::Replace(object) = &mut change {
-            let name = metadata::text(object, "name").to_owned();
-            if name.is_empty() {
+            if metadata::text(object, "name").is_empty() {
                 return Err(Status::bad_request(
                     "name of the object (as determined by the object's metadata.name) is required: name must be provided",
                 ));
             }
-            if name != at.name {
-                return Err(Status::bad_request(format!(
-                    "the name of the object ({name}) does not match the name on the URL ({})",
-                    at.name
-                )));
-            }
+            named(at, object)?;
             metadata::tidy(object);
             metadata::put_in_namespace(object, at.namespace)?;
         }
@@ -74,16 +77,22 @@ impl Registry {
             let snapshot = self.store.snapshot();
             let current = match at.find(&snapshot) {
                 Ok(current) => current.clone(),
-                Err(not_found) => match &change {
-                    Change::Replace(object) if kind.create_on_update && subresource.is_empty() => {
-                        match self.create_by_put(at, object.clone(), by).await {
-                            // Somebody else was first: update theirs.
-                            Err(status) if status.is_already_exists() => continue,
-                            created => return created,
+                Err(not_found) => {
+                    let created = match &change {
+                        Change::Replace(object) if kind.create_on_update && subresource.is_empty() => {
+                            self.create_by_put(at, object.clone(), by).await
                         }
+                        Change::Apply(application) if subresource.is_empty() => {
+                            self.create_by_apply(at, application, by).await
+                        }
+                        _ => return Err(not_found),
+                    };
+                    match created {
+                        // Somebody else was first: update theirs.
+                        Err(status) if status.is_already_exists() => continue,
+                        created => return created,
                     }
-                    _ => return Err(not_found),
-                },
+                }
             };
             match self.update_once(at, subresource, strategy, &change, &snapshot, &current, by).await {
                 Ok(object) => return Ok(Updated { object, created: false }),
@@ -104,7 +113,31 @@ impl Registry {
             }));
         }
         metadata::of(&mut object).remove("resourceVersion");
+        if let Some(status) = by.create_refused {
+            return Err(status.clone());
+        }
         let object = self.create(at.served, at.namespace, object, by).await?;
+        Ok(Updated { object, created: true })
+    }
+
+    async fn create_by_apply(
+        &self,
+        at: Place<'_>,
+        application: &Application,
+        by: Writer<'_>,
+    ) -> Result<Updated, Status> {
+        let object = self.applied(at, "", None, application, by)?;
+        let uid = metadata::text(&object, "uid");
+        if !uid.is_empty() {
+            return Err(at.conflict(format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            )));
+        }
+        named(at, &object)?;
+        if let Some(status) = by.create_refused {
+            return Err(status.clone());
+        }
+        let object = self.create_noted(at.served, at.namespace, object, true, by).await?;
         Ok(Updated { object, created: true })
     }
 
@@ -122,25 +155,7 @@ impl Registry {
         let served = at.served;
         let kind = &served.kind;
         let old = self.value(served, current);
-        let mut new = match change {
-            Change::Replace(object) => {
-                let mut object = object.clone();
-                served.import(&mut object);
-                object
-            }
-            Change::Edit(edit) => {
-                let mut shown = old.clone();
-                served.export(&mut shown);
-                let mut object = edit(&shown)?;
-                if metadata::text(&object, "name") != at.name {
-                    return Err(at.invalid(&[immutable("name", metadata::text(&object, "name"))]).into());
-                }
-                metadata::put_in_namespace(&mut object, at.namespace)?;
-                served.import(&mut object);
-                object
-            }
-        };
-        (strategy.default)(&mut new);
+        let mut new = self.wanted(at, subresource, strategy, change, &old, by)?;
         if let Some(warning) = metadata::dedup_owners(&mut new) {
             by.warnings.add(warning);
         }
@@ -185,7 +200,7 @@ impl Registry {
         }
         self.admission.validate(&attributes, Some(&new)).await?;
 
-        if new == old {
+        if changes_nothing(&new, &old) {
             return Ok(current.clone());
         }
         let key = at.key();
@@ -208,6 +223,52 @@ impl Registry {
         self.commit(compares, ops, by.dry_run, current.revision).await
     }
 
+    /// What an object is to be, in the storage version, with defaults and with who owns what of it.
+    fn wanted(
+        &self,
+        at: Place<'_>,
+        subresource: &str,
+        strategy: &Strategy,
+        change: &Change<'_>,
+        old: &Value,
+        by: Writer<'_>,
+    ) -> Result<Value, Status> {
+        let served = at.served;
+        let shown = || {
+            let mut shown = old.clone();
+            served.export(&mut shown);
+            shown
+        };
+        let mut new = if is_scale(served, subresource) {
+            let shown = shown();
+            let scale = scale::managed(&shown, &served.kind)?;
+            let mut wanted = match change {
+                Change::Replace(scale) => scale.clone(),
+                Change::Edit(edit) | Change::Act(edit) => edit(&scale)?,
+                Change::Apply(application) => self.applied(at, subresource, Some(&scale), application, by)?,
+            };
+            if !matches!(change, Change::Apply(_)) {
+                self.note_scale(at, &scale, &mut wanted, by);
+            }
+            scale::write(&wanted, &shown, &served.kind, &served.api_version())?
+        } else {
+            let new = match change {
+                Change::Replace(object) => object.clone(),
+                Change::Edit(edit) | Change::Act(edit) => edit(&shown())?,
+                Change::Apply(application) => self.applied(at, subresource, Some(&shown()), application, by)?,
+            };
+            named(at, &new)?;
+            new
+        };
+        metadata::put_in_namespace(&mut new, at.namespace)?;
+        served.import(&mut new);
+        (strategy.default)(&mut new);
+        if matches!(change, Change::Replace(_) | Change::Edit(_)) && !is_scale(served, subresource) {
+            self.note(at, subresource, Some(old), &mut new, by);
+        }
+        Ok(new)
+    }
+
     /// Commits a transaction that writes no object to be answered with.
     pub(super) async fn commit_all(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<store::Committed, Failed> {
         match self.store.txn(compares, ops).await {
@@ -218,8 +279,24 @@ impl Registry {
     }
 }
 
-fn immutable(name: &str, value: &str) -> field::Error {
-    field::Error::invalid(&field::Path::new("metadata").child(name), value, "field is immutable")
+fn is_scale(served: &Served, subresource: &str) -> bool {
+    served.subresource(subresource).is_some_and(|sub| matches!(sub.action, Action::Scale))
+}
+
+/// Source: apiserver `pkg/endpoints/handlers/rest.go`, `checkName`.
+fn named(at: Place<'_>, object: &Value) -> Result<(), Status> {
+    let (name, wanted) = (metadata::text(object, "name"), at.name);
+    if name.is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({wanted} based on URL) was undeterminable: name must be provided"
+        )));
+    }
+    if name != wanted {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({wanted})"
+        )));
+    }
+    Ok(())
 }
 
 pub(super) fn precondition_uid(wanted: &str, found: &str) -> String {
@@ -245,10 +322,10 @@ fn is_renewal(kind: &Kind, old: &Value, new: &Value) -> bool {
     if kind.names.resource.group != "coordination.k8s.io" || kind.names.resource.resource != "leases" {
         return false;
     }
-    let without = |lease: &Value| {
+    let timeless = |lease: &Value| {
         let mut lease = lease.clone();
         lease["spec"]["renewTime"] = Value::Null;
         lease
     };
-    without(old) == without(new)
+    same_but(&timeless(old), &timeless(new), &["metadata", "managedFields"])
 }

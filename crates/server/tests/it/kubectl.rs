@@ -166,3 +166,35 @@ async fn prints_changes_as_they_come() {
     let (text, ()) = tokio::join!(watching, scaled);
     assert!(text.starts_with("NAME   READY") && text.contains("0/5"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applies_on_the_server() {
+    let cluster = Cluster::start().await;
+    let check = async |line, stdin: &str, expected| check(&cluster, line, stdin, expected).await;
+    let text = run(&cluster, "diff --server-side -f -", DEPLOYMENT).await;
+    assert!(text.contains("+  replicas: 2"), "{text}");
+    check("apply --server-side -f -", DEPLOYMENT, "deployment.apps/web serverside-applied").await;
+    check("apply --server-side -f -", DEPLOYMENT, "deployment.apps/web serverside-applied").await;
+    assert_eq!(run(&cluster, "diff --server-side -f -", DEPLOYMENT).await, "");
+    check("scale deploy web --replicas=5", "", "deployment.apps/web scaled").await;
+    let text = run(&cluster, "apply --server-side -f -", DEPLOYMENT).await;
+    let conflict = r#"Apply failed with 1 conflict: conflict with "kubectl" with subresource "scale" using apps/v1: .spec.replicas"#;
+    assert!(text.contains(conflict) && text.contains("--force-conflicts"), "{text}");
+    check("apply --server-side --force-conflicts -f -", DEPLOYMENT, "deployment.apps/web serverside-applied").await;
+    check("get deploy web -o jsonpath={.spec.replicas}", "", "2").await;
+    shows(&cluster, "get deploy web -o yaml --show-managed-fields", "manager: kubectl\n    operation: Apply").await;
+    let text = run(&cluster, "get deploy web -o yaml", "").await;
+    assert!(!text.contains("managedFields"), "{text}");
+    // What was applied by the client is taken over without a conflict.
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: '1'}\n";
+    check("apply -f -", map, "configmap/c created").await;
+    check("apply --server-side -f -", &map.replace("'1'", "'2'"), "configmap/c serverside-applied").await;
+    check("get cm c -o jsonpath={.data.a}", "", "2").await;
+    let wrong = map.replace("\ndata", "\ndta");
+    shows_of(&cluster, "apply --server-side -f -", &wrong, ".dta: field not declared in schema").await;
+}
+
+async fn shows_of(cluster: &Cluster, line: &str, stdin: &str, expected: &str) {
+    let text = run(cluster, line, stdin).await;
+    assert!(text.contains(expected), "kubectl {line} shows no {expected:?}:\n{text}");
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets what it does not expect has failed")]
 
 mod actions;
+mod apply;
 mod cluster;
 mod deletion;
 mod kubectl;
