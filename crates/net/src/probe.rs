@@ -44,10 +44,16 @@ fn needs() -> Vec<(&'static str, Vec<Message>)> {
         }
         messages
     };
+    // The kernel refuses registers that nothing was loaded into.
+    let to_another_address = [
+        Expression::Network { to: R0, offset: 16, length: 4 },
+        Expression::Transport { to: R0 + 1, offset: 2, length: 2 },
+        Expression::Dnat { ipv4: true, address: R0, port: R0 + 1 },
+    ];
     vec![
         ("nf_tables", table(filter, &[])),
         ("nft_chain_nat", table(before, &[])),
-        ("nft_nat", table(before, &[Expression::Dnat { ipv4: true, address: R0, port: R0 + 1 }])),
+        ("nft_nat", table(before, &to_another_address)),
         ("nft_masq", table(after, &[Expression::Masquerade])),
         ("nft_reject_inet", table(input, &[Expression::Unreachable])),
         ("nft_fib_inet", table(filter, &[Expression::ReversePath { to: R0 }])),
