@@ -26,6 +26,7 @@ pub fn registry() -> Vec<Kind> {
         core::config_map::kind(),
         core::endpoints::kind(),
         core::event::kind(),
+        core::limit_range::kind(),
         core::namespace::kind(),
         core::node::kind(),
         core::pod::kind(),

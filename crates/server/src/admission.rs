@@ -4,6 +4,7 @@
 
 pub mod default_tolerations;
 pub mod escalation;
+pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod priority;
@@ -20,6 +21,7 @@ use crate::hooks::Rng;
 pub fn chain(authorizer: Arc<ClusterAuthorizer>, rng: Rng) -> Chain {
     Chain(vec![
         Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(limit_ranger::LimitRanger),
         Box::new(service_account::ServiceAccount::new(rng)),
         Box::new(node_restriction::NodeRestriction),
         Box::new(priority::Priority),

@@ -4,6 +4,7 @@ pub mod binding;
 pub mod config_map;
 pub mod endpoints;
 pub mod event;
+pub mod limit_range;
 pub mod namespace;
 pub mod node;
 mod overlapping_paths;

@@ -146,7 +146,7 @@ fn resize_policy(policies: &Place<'_>, restart: &Place<'_>, errors: &mut Vec<Err
 /// Whether a resource is none of Kubernetes' own: a count of something that a node has.
 ///
 /// Source: kubernetes `pkg/apis/core/v1/helper/helpers.go`, `IsExtendedResourceName`.
-fn is_extended(name: &str) -> bool {
+pub fn is_extended(name: &str) -> bool {
     name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }
 
@@ -158,7 +158,8 @@ fn resource_quantity(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) -> 
     amount
 }
 
-fn resource_name(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) {
+/// Complains of a resource that containers cannot have.
+pub fn resource_name(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) {
     let messages = names::is_qualified_name(name);
     let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if messages.is_empty() && !name.contains('/') && !standard {

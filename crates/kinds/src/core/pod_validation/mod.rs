@@ -25,7 +25,7 @@ mod status;
 mod update;
 mod volumes;
 
-pub use containers::{quantity, resource_list};
+pub use containers::{is_extended, quantity, resource_list, resource_name};
 pub use scheduling::tolerations;
 pub use status::validate as validate_status;
 
