@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Tests of the garbage collector make as many pods as half of the node takes.
 const MAX_PODS: &str = "60";
 
+/// What lies in memory, and how much of it may: a disk that is nearly full would have every pod of the suite evicted.
+const IN_MEMORY: &[&str] = &["/var/lib/coracle", "/var/lib/kubelet"];
+const MEMORY: &str = "size=6g,mode=755";
+
 /// A lab's name is the machine's, so that each checkout has one of its own.
 fn lab_name() -> String {
     let of_checkout = digest(root().as_os_str().as_encoded_bytes());
@@ -45,6 +49,9 @@ impl Cluster {
         let mut lab = Lab::new(&lab_name())?;
         lab.add_host("node-1")?;
         let host = lab.host(0);
+        for directory in IN_MEMORY {
+            host.run(&["mount", "-t", "tmpfs", "-o", MEMORY, "tmpfs", directory])?;
+        }
         let listener = within(&lab.host_netns(0), || Ok(TcpListener::bind("127.0.0.1:5000")?))?;
         let registry = Registry::serve(listener)?;
         offer(&registry, tools, &Debian::new()).context("could not make the images of the suite")?;
@@ -94,8 +101,9 @@ impl Cluster {
         self.lab.host(0).dir.join("etc/coracle/kubeconfig")
     }
 
+    /// Seen through the server, in whose mount namespace it lies.
     pub fn audit_log(&self) -> PathBuf {
-        self.lab.host(0).dir.join("var/lib/coracle/audit.log")
+        Path::new("/proc").join(self.server.id().to_string()).join("root/var/lib/coracle/audit.log")
     }
 
     /// What to say when the server has ended.

@@ -58,8 +58,8 @@ pub fn run(options: &Options) -> Result<bool> {
     let keeper = Keeper::start(&cluster.api);
     let mut refusals = Refusals::new(&cluster.audit_log());
     let seen = run_suite(&mut cluster, &tools, &chosen.run, options, &mut refusals, interrupted);
-    cluster.stop();
     refusals.read_on()?;
+    cluster.stop();
     let seen = seen?;
     let written = fs::read_to_string(target().join("ginkgo.json")).unwrap_or_default();
     let reported = outcome::read(&written, &chosen.run, &seen)?;
