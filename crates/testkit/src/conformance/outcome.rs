@@ -104,8 +104,8 @@ pub fn read(report: &str, tests: &[Test], seen: &[Ended]) -> Result<Reported> {
     let mut suite_failures = Vec::new();
     if !report.is_empty() {
         let report: Value = serde_json::from_str(report).context("the suite's report is not JSON")?;
-        let specs = report[0]["SpecReports"].as_array().context("the suite's report has no SpecReports")?;
-        for spec in specs {
+        // It is an empty list when one of the suite's processes died, as it does when a test fails beside its goroutine.
+        for spec in report[0]["SpecReports"].as_array().into_iter().flatten() {
             let name = name_of(spec);
             if spec["LeafNodeType"] != "It" {
                 if is_failure(spec) && !spec["LeafNodeType"].as_str().is_some_and(|kind| kind.starts_with("Report")) {
@@ -118,10 +118,16 @@ pub fn read(report: &str, tests: &[Test], seen: &[Ended]) -> Result<Reported> {
     }
     for ended in seen {
         if let Some((name, test)) = by_name.get_key_value(ended.name.as_str()) {
-            found.entry(name).or_insert_with(|| Outcome {
-                took: ended.took,
-                message: "the suite left no report; see ginkgo.log".to_owned(),
-                ..Outcome::new(test, ended.state)
+            found.entry(name).or_insert_with(|| {
+                let (message, place) = ended.failure();
+                let output = ended.output.clone();
+                Outcome {
+                    took: ended.took,
+                    message,
+                    place: below_e2e(&place),
+                    output,
+                    ..Outcome::new(test, ended.state)
+                }
             });
         }
     }
@@ -156,8 +162,7 @@ fn outcome(test: &Test, spec: &Value) -> Outcome {
         _ => State::NotRun,
     };
     let location = &spec["Failure"]["Location"];
-    let file = location["FileName"].as_str().unwrap_or_default();
-    let file = file.rsplit_once("/test/e2e/").map_or(file, |(_, file)| file);
+    let file = below_e2e(location["FileName"].as_str().unwrap_or_default());
     Outcome {
         test: test.clone(),
         state,
@@ -167,6 +172,11 @@ fn outcome(test: &Test, spec: &Value) -> Outcome {
         output: format!("{}{}", text("CapturedGinkgoWriterOutput"), text("CapturedStdOutErr")),
         message,
     }
+}
+
+/// A path of the suite without what leads to its directory.
+fn below_e2e(path: &str) -> String {
+    path.rsplit_once("/test/e2e/").map_or(path, |(_, file)| file).to_owned()
 }
 
 /// How long a reason may be, and a line of it: what was found instead of what was expected can be pages long.
@@ -245,7 +255,8 @@ mod tests {
     fn reads_what_is_said_of_the_tests_asked_for() {
         let tests = ["[sig-node] Pods should run", "[sig-node] Pods should wait", "should skip", "unheard of", "seen"];
         let tests: Vec<_> = tests.map(test).into();
-        let seen = Ended { name: "seen".into(), state: State::Passed, took: Duration::from_secs(1) };
+        let seen =
+            Ended { name: "seen".into(), state: State::Passed, took: Duration::from_secs(1), output: String::new() };
         let reported = read(REPORT, &tests, &[seen]).unwrap();
         let states: Vec<_> = reported.outcomes.iter().map(|outcome| outcome.state.word()).collect();
         assert_eq!(states, ["failed", "not run", "skipped", "not run", "passed"]);

@@ -14,39 +14,54 @@ pub struct Ended {
     pub name: String,
     pub state: State,
     pub took: Duration,
+    /// Everything printed of it.
+    pub output: String,
+}
+
+impl Ended {
+    /// Of a failed test: the message that is printed last, and the place of the failure.
+    pub fn failure(&self) -> (String, String) {
+        let message =
+            self.output.rsplit_once("\n  [").and_then(|(_, last)| last.split_once("] ")).map(|(_, text)| text);
+        let (message, place) = message.unwrap_or_default().split_once("\n  In [").unwrap_or_default();
+        let place = place.split_once(" at: ").map_or("", |(_, place)| place);
+        (message.to_owned(), place.split(" @ ").next().unwrap_or_default().to_owned())
+    }
 }
 
 pub struct Progress<'a> {
     tests: &'a [Test],
     name: Option<&'a str>,
     mark: Option<(State, Duration)>,
-    told: bool,
+    block: String,
 }
 
 impl<'a> Progress<'a> {
     /// `tests` are those that may be named.
     pub fn new(tests: &'a [Test]) -> Self {
-        Self { tests, name: None, mark: None, told: false }
+        Self { tests, name: None, mark: None, block: String::new() }
     }
 
-    /// Takes the next line; a test when it ended with it.
+    /// Takes the next line; a test when what is printed of it ended with it.
     pub fn line(&mut self, line: &str) -> Option<Ended> {
         if line.starts_with("----------") {
-            // In a run of one process a block may be divided by progress reports: what is begun stays until it is told.
-            if self.told || self.name.is_none() {
-                (self.name, self.mark) = (None, None);
+            let ended = self.name.zip(self.mark);
+            // In a run of one process a block may be divided by progress reports: what is begun stays until it has its mark.
+            if ended.is_none() && self.name.is_some() {
+                return None;
             }
-            self.told = false;
-            return None;
+            let output = std::mem::take(&mut self.block);
+            (self.name, self.mark) = (None, None);
+            return ended.map(|(name, (state, took))| Ended { name: name.to_owned(), state, took, output });
         }
         if let Some(mark) = mark(line) {
             self.mark = Some(mark);
-        } else if line.starts_with("[sig-") || line.starts_with("TOP-LEVEL [") {
-            self.name = self.named(line).or(self.name);
+        } else if self.name.is_none() && (line.starts_with("[sig-") || line.starts_with("TOP-LEVEL [")) {
+            self.name = self.named(line);
         }
-        let (false, Some(name), Some((state, took))) = (self.told, self.name, self.mark) else { return None };
-        self.told = true;
-        Some(Ended { name: name.to_owned(), state, took })
+        self.block.push_str(line);
+        self.block.push('\n');
+        None
     }
 
     /// The test that a line names, which may say in the midst of the name in which of its parts it failed, and its labels after it.
@@ -132,11 +147,31 @@ S [SKIPPED] [0.100 seconds]
 [sig-node] Pods should run
 • [FAILED] [3.000 seconds]
 [sig-node] Pods [It] should run
+------------------------------
 ",
             &[
                 ("[sig-node] Pods should run [Conformance]", State::Passed, 2),
                 ("[sig-node] Pods should run", State::Failed, 3),
             ],
         );
+    }
+
+    #[test]
+    fn the_last_message_of_a_failure_is_found() {
+        let output = "• [FAILED] [3.000 seconds]
+[sig-node] Pods [It] should run
+
+  Timeline >>
+  [FAILED] first
+  In [It] at: x/pods.go:1 @ 11/26/26 22:19:12.76
+  << Timeline
+
+  [FAILED] the pod
+      did not run
+  In [It] at: x/pods.go:7 @ 11/26/26 22:19:12.76
+"
+        .to_owned();
+        let ended = Ended { name: String::new(), state: State::Failed, took: Duration::ZERO, output };
+        assert_eq!(ended.failure(), ("the pod\n      did not run".to_owned(), "x/pods.go:7".to_owned()));
     }
 }

@@ -132,15 +132,9 @@ fn run_suite(
             Ok(line) => {
                 writeln!(printed, "{line}")?;
                 if let Some(ended) = progress.line(&line) {
-                    seen.push(ended.clone());
-                    let Ended { name, state, took } = ended;
-                    println!(
-                        "{:4}/{} {:7} {:6.1} s  {name}",
-                        seen.len(),
-                        tests.len(),
-                        state.word(),
-                        took.as_secs_f64()
-                    );
+                    let (nth, of, took) = (seen.len() + 1, tests.len(), ended.took.as_secs_f64());
+                    println!("{nth:4}/{of} {:7} {took:6.1} s  {}", ended.state.word(), ended.name);
+                    seen.push(ended);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
