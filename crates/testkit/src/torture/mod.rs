@@ -109,6 +109,8 @@ pub fn run(options: &Options) -> Result<Summary> {
     if let Some(bug) = options.planted {
         rack.lab.host(0).run(&["sh", "-c", &format!("echo {} > {PLANTED}", bug.name())])?;
     }
+    // The machine's disk may be as full as it likes: the node must not see pressure that is none of its own.
+    rack.lab.host(0).run(&["mount", "-t", "tmpfs", "tmpfs", "/var/lib/kubelet"])?;
     let disk = Disk::mount(rack.lab.host(0))?;
     let mut victim = Victim::new(rack, disk);
     victim.start()?;
