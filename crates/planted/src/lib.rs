@@ -32,7 +32,7 @@ macro_rules! bugs {
 bugs! {
     // store
     AckBeforeSync "ack-before-sync" "writes are answered before they are synced"
-    LostWrite "lost-write" "one write in forty is not read back after a restart"
+    LostWrite "lost-write" "one write in ten is not read back after a restart"
     RevisionAgain "revision-again" "one revision in fifty is given twice"
     DeleteNotApplied "delete-not-applied" "one deletion in ten is answered and not done"
     WatchDropsEvent "watch-drops-event" "watches leave out one event in forty"

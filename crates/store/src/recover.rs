@@ -308,7 +308,7 @@ impl Replay {
             return if known { Ok(()) } else { Err(BadRecord::Damaged("its revision was committed before")) };
         }
         #[cfg(feature = "planted")]
-        if planted::every(planted::Bug::LostWrite, 40) {
+        if planted::every(planted::Bug::LostWrite, 10) {
             return Ok(());
         }
         self.state.skip_to(revision - 1);

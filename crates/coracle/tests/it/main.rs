@@ -12,3 +12,4 @@ mod pods;
 mod port_forward;
 mod show;
 mod survival;
+mod torture;
