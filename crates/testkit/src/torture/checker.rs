@@ -415,10 +415,10 @@ impl<'a> Checker<'a> {
             };
             let wrong = match (outcome, &operation.action) {
                 (Outcome::Absent, _) => starts()
-                    .last()
+                    .next_back()
                     .filter(|r| self.log[r].value.is_some())
                     .is_some_and(|r| throughout(r, &|_, entry| entry.value.is_some())),
-                (Outcome::Exists, Action::Create { .. }) => match starts().last() {
+                (Outcome::Exists, Action::Create { .. }) => match starts().next_back() {
                     Some(r) => self.log[&r].value.is_none() && throughout(r, &|_, entry| entry.value.is_none()),
                     None => match self.by_key.get(key).and_then(|revisions| revisions.first()) {
                         Some(first) => surely_after(*first) && self.is_covered(0, *first),
