@@ -270,10 +270,6 @@ pub async fn keep_alive(
     let mut last = (Pressure::default(), 0, tokio::time::Instant::now());
     loop {
         ticks.tick().await;
-        #[cfg(feature = "planted")]
-        if planted::on(planted::Bug::LeaseNotRenewed) {
-            continue;
-        }
         if let Err(error) = lease.renew(clock()).await {
             warn!(%error, "lease not renewed");
         }
@@ -349,6 +345,8 @@ impl Heartbeat {
         let time = MicroTime(now);
         let patch =
             json!({"spec": {"renewTime": time, "holderIdentity": self.name, "leaseDurationSeconds": LEASE_SECONDS}});
+        #[cfg(feature = "planted")]
+        let patch = if planted::on(planted::Bug::LeaseNotRenewed) { json!({}) } else { patch };
         match self.client.patch::<Lease>(LEASE_NAMESPACE, &self.name, PatchType::Merge, patch).await {
             Err(error) if error.is_not_found() => {}
             result => return result.map(drop),
