@@ -165,8 +165,10 @@ pub enum Action {
     Token,
     /// `namespaces/finalize`: replaces `spec.finalizers`.
     Finalize,
-    /// Passed on to the node: `log`, `exec`, `attach`, `portforward`, `proxy`.
+    /// Passed on to the node: `log`, `exec`, `attach`, `portforward`.
     Node,
+    /// `pods/proxy` and `services/proxy`: passed on to what a pod serves.
+    Proxy,
 }
 
 /// A key that belongs to one object alone, taken and released in the object's own transaction.
@@ -288,6 +290,12 @@ impl Subresource {
         let resets = if strategy.resets.is_empty() { &["spec"] } else { strategy.resets };
         let strategy = Strategy { resets, ..strategy };
         Self { name: "status", body: None, verbs: READ_WRITE, action: Action::Own(strategy) }
+    }
+
+    /// `proxy`, with whatever method; `options` is the kind that clients find in discovery.
+    pub fn proxy(options: &'static str) -> Self {
+        const METHODS: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::Patch, Verb::Update];
+        Self { name: "proxy", body: Some(("", "v1", options)), verbs: METHODS, action: Action::Proxy }
     }
 
     pub fn scale() -> Self {

@@ -22,6 +22,7 @@ pub mod node;
 pub mod openapi;
 pub mod path;
 pub mod pki;
+mod proxy;
 pub mod registry;
 pub mod reviews;
 pub mod server;

@@ -152,7 +152,7 @@ impl Local {
                     answer(at, body)
                 }
                 Some(Action::Token) => answer(at, registry.token(at, body, by).await?),
-                Some(Action::Own(_) | Action::Scale | Action::Finalize | Action::Node) => {
+                Some(Action::Own(_) | Action::Scale | Action::Finalize | Action::Node | Action::Proxy) => {
                     Err(Status::method_not_allowed(&served.group_resource(), "create"))
                 }
             },

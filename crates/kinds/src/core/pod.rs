@@ -46,6 +46,7 @@ pub fn kind() -> Kind {
             node("exec", Some(("", "v1", "PodExecOptions")), &[Verb::Create, Verb::Get]),
             node("log", None, &[Verb::Get]),
             node("portforward", Some(("", "v1", "PodPortForwardOptions")), &[Verb::Create, Verb::Get]),
+            Subresource::proxy("PodProxyOptions"),
             Subresource {
                 name: "resize",
                 body: None,

@@ -18,7 +18,7 @@ pub fn kind() -> Kind {
             .preparing(service_update::prepare)
             .validating(service_validation::validate)
             .warning(service_validation::warnings),
-        subresources: vec![Subresource::status(Strategy::status())],
+        subresources: vec![Subresource::proxy("ServiceProxyOptions"), Subresource::status(Strategy::status())],
         columns: vec![
             Column::name(),
             Column::text("Type", "How the service is reached."),

@@ -6,6 +6,7 @@
 mod channels;
 mod fd;
 mod log;
+mod log_socket;
 mod port_forward;
 mod streams;
 mod transport;
@@ -179,7 +180,10 @@ impl Endpoint {
             (Action::Pods, []) => self.pods(),
             (Action::Logs, [namespace, pod, container]) if request.method() == Method::GET => {
                 match self.find(namespace, pod, container) {
-                    Ok(known) => log::serve(self, &known, container, request.uri().query().unwrap_or_default()),
+                    Ok(known) => {
+                        let log = log::serve(self, &known, container, request.uri().query().unwrap_or_default());
+                        if log_socket::is_asked(&request) { log_socket::serve(self, request, log) } else { log }
+                    }
                     Err(missing) => missing,
                 }
             }

@@ -231,3 +231,24 @@ async fn strangers_get_nothing_but_health() {
     assert_eq!((code, text.as_str()), (400, "Upgrade request required"));
     bed.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_come_over_a_websocket() {
+    let bed = Bed::new().await;
+    bed.script("alive", "echo container is alive").await;
+    bed.until_phase("alive", "Succeeded").await;
+    for (protocol, expected) in
+        [("binary.k8s.io", "container is alive\n"), ("base64.binary.k8s.io", "Y29udGFpbmVyIGlzIGFsaXZlCg==")]
+    {
+        let mut socket = open(&bed, "/containerLogs/default/alive/main", protocol).await;
+        let (mut all, mut closed) = (Vec::new(), false);
+        while let Some(message) = socket.next().await {
+            match message.unwrap() {
+                Message::Close(_) => closed = true,
+                message => all.extend(message.into_data()),
+            }
+        }
+        assert_eq!((String::from_utf8(all).unwrap().as_str(), closed), (expected, true));
+    }
+    bed.finish().await;
+}

@@ -238,6 +238,9 @@ impl Exchange<'_> {
         {
             return Ok(self.node(endpoint, sub, body, upgrade).await?);
         }
+        if endpoint.subresource.is_some_and(|sub| matches!(sub.action, Action::Proxy)) {
+            return Ok(self.proxy(endpoint, body).await?);
+        }
         if verb == "watch" {
             return self.watch(endpoint).await;
         }

@@ -80,7 +80,7 @@ impl Exchange<'_> {
                 success(201)
             }
             Action::Token => registry.token(at, body, by).await?,
-            Action::Own(_) | Action::Scale | Action::Finalize | Action::Node => {
+            Action::Own(_) | Action::Scale | Action::Finalize | Action::Node | Action::Proxy => {
                 return Err(not_allowed(endpoint, "create").into());
             }
         };

@@ -61,7 +61,7 @@ impl Registry {
             Some(Action::Own(strategy)) => strategy,
             // These change fields that the main endpoint keeps users from.
             Some(Action::Binding | Action::Eviction | Action::Finalize) => &unchanged,
-            Some(Action::Scale | Action::Token | Action::Node) | None => &kind.strategy,
+            Some(Action::Scale | Action::Token | Action::Node | Action::Proxy) | None => &kind.strategy,
         };
         if let Change::Replace(object) = &mut change {
             if metadata::text(object, "name").is_empty() {
