@@ -15,7 +15,7 @@ mod parse;
 mod suggest;
 mod time;
 
-pub use check::{Strict, TypeError};
+pub use check::{Strict, TypeError, kind as json_kind};
 pub use suggest::nearest;
 
 /// A set of types that refer to each other.
@@ -51,6 +51,7 @@ struct FieldDefinition {
     go: Option<Cow<'static, str>>,
     /// The embedded Go struct that the field belongs to.
     via: Option<Cow<'static, str>>,
+    pointer: bool,
     default: Option<Value>,
     zero: Option<Value>,
 }
@@ -239,6 +240,11 @@ impl<'a> Field<'a> {
 
     pub fn patch_strategy(&self) -> PatchStrategy {
         self.definition.patch
+    }
+
+    /// Whether nothing and the zero value are different.
+    pub fn is_pointer(&self) -> bool {
+        self.definition.pointer
     }
 
     /// The default that the schema documents, where it is not the zero value.

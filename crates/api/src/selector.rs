@@ -302,6 +302,14 @@ pub fn validate_label_selector(selector: &Value, path: &Path) -> Vec<field::Erro
     }
 }
 
+/// As [`validate_label_selector`], for one requirement.
+pub fn validate_requirement(requirement: &Value, path: &Path) -> Vec<field::Error> {
+    Option::<LabelSelectorRequirement>::deserialize(requirement)
+        .ok()
+        .flatten()
+        .map_or_else(Vec::new, |requirement| requirement.validate(path))
+}
+
 impl LabelSelector {
     /// Returns everything that is wrong, with fields below `path`.
     pub fn validate(&self, path: &Path) -> Vec<field::Error> {

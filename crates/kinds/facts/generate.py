@@ -18,6 +18,7 @@ A shape is string, int32, int64, number, bool, bytes, quantity, int-or-string, t
          patch=S,S        strategies of strategic merge
          go=T             the Go type in decoding errors, where the shape does not tell it
          via=T            the embedded Go struct that has the field
+         pointer          nothing and the zero value are different
          default=JSON     where it is not the zero value
          zero=JSON        what Go writes where it is not set, if it writes something
 """
@@ -171,13 +172,16 @@ def attributes(node, text, required, go):
     if node.get("x-kubernetes-map-type") == "atomic":
         out.append("atomic")
     go_type, via, written = go
+    out += ["pointer"] if written and written[0].startswith("*") else []
     if go_type and text != "any" and go_type != go_of_shape(text):
         out.append(f"go={go_type}")
     if via:
         out.append(f"via={via}")
-    if node.get("default") not in (None, {}, "", 0, False):
+    unset = zero(text, written)
+    # A default that is the zero value says something where that value is not written.
+    if node.get("default") not in ((None, {}) if unset is None else (None, {}, "", 0, False)):
         out.append(f"default={json.dumps(node['default'], separators=(',', ':'))}")
-    if (unset := zero(text, written)) is not None:
+    if unset is not None:
         out.append(f"zero={unset}")
     return " ".join(out)
 

@@ -128,6 +128,10 @@ impl Services {
             Some("LoadBalancer") => spec["allocateLoadBalancerNodePorts"] != false,
             _ => false,
         };
+        if matches!(spec["type"].as_str(), Some("ClusterIP" | "ExternalName")) {
+            // Validation says that these have none.
+            return Ok(());
+        }
         let number = |port: &Value, field: &str| port[field].as_u64().and_then(|n| u16::try_from(n).ok());
         let protocol = |port: &Value| port["protocol"].as_str().unwrap_or("TCP").to_owned();
         let mut ports: Vec<Value> = spec["ports"].as_array().cloned().unwrap_or_default();

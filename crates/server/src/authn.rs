@@ -5,6 +5,7 @@
 
 pub mod token;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::status::Status;
@@ -15,6 +16,9 @@ use crate::authn::token::Tokens;
 use crate::identity::{
     ANONYMOUS, Authenticator, BoxFuture, PeerCertificates, SYSTEM_AUTHENTICATED, SYSTEM_UNAUTHENTICATED, User,
 };
+
+/// Under which a user's extra information says by which certificate or token it was known.
+pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// Paths that answer without credentials, for load balancers and probes.
 const OPEN_PATHS: [&str; 3] = ["/livez", "/readyz", "/healthz"];
@@ -77,7 +81,10 @@ pub(crate) fn user_of_certificate(leaf: &[u8]) -> Option<User> {
     let subject = certificate.subject();
     let name = subject.iter_common_name().next().and_then(text).filter(|name| !name.is_empty())?;
     let groups = subject.iter_organization().filter_map(text).collect();
-    Some(with_authenticated(User { name, groups, ..User::default() }))
+    let digest = ring::digest::digest(&ring::digest::SHA256, leaf);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let extra = BTreeMap::from([(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={hex}")])]);
+    Some(with_authenticated(User { name, groups, extra, ..User::default() }))
 }
 
 #[cfg(test)]
@@ -107,7 +114,9 @@ mod tests {
         let order = Order { name: "system:node:a".into(), purpose: Purpose::Client { group }, life: LEAF_LIFE };
         let leaf = Authority::new(now).and_then(|ca| ca.issue(&order, now)).expect("certificate");
         let der = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).expect("PEM");
-        let user = ask("/api", None, vec![der]).expect("authenticated");
+        let mut user = ask("/api", None, vec![der]).expect("authenticated");
+        let id = user.extra.remove(CREDENTIAL_ID).expect("the certificate is named");
+        assert!(id[0].starts_with("X509SHA256=") && id[0].len() == 75, "{id:?}");
         assert_eq!(user, User::new("system:node:a", &["system:nodes", "system:authenticated"]));
     }
 

@@ -49,10 +49,12 @@ impl Discovery {
                     group => (format!("/apis/{group}/{version}"), format!("{group}/{version}")),
                 };
                 let resources: Vec<Value> = served.iter().flat_map(|served| resources(served)).collect();
-                documents.insert(
-                    path,
-                    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": resources}),
-                );
+                let mut document = json!({"kind": "APIResourceList", "groupVersion": name, "resources": resources});
+                if !group.is_empty() {
+                    // Upstream writes the core's in the form of its first release, without a version.
+                    document["apiVersion"] = "v1".into();
+                }
+                documents.insert(path, document);
             }
             if !group.is_empty() {
                 let document = api_group(group, versions);
@@ -236,11 +238,11 @@ fn aggregated_group(group: &str, versions: &[(&str, Vec<&Served>)]) -> Value {
 }
 
 fn aggregated_resource(served: &Served) -> Value {
-    let (kind, version) = (&served.kind, served.version());
+    let kind = &served.kind;
     let names = &kind.names;
     let mut resource = json!({
         "resource": names.resource.resource,
-        "responseKind": {"group": version.group, "version": version.version, "kind": names.kind},
+        "responseKind": {"group": "", "version": "", "kind": names.kind},
         "scope": if served.is_namespaced() { "Namespaced" } else { "Cluster" },
         "singularResource": names.singular,
         "verbs": verbs(kind.verbs),
@@ -253,7 +255,8 @@ fn aggregated_resource(served: &Served) -> Value {
     }
     if !kind.subresources.is_empty() {
         let sub = |sub: &kinds::kind::Subresource| {
-            let (group, version, kind) = sub.body.unwrap_or((&version.group, &version.version, &names.kind));
+            // Group and version are named where they are not those of the document.
+            let (group, version, kind) = sub.body.unwrap_or(("", "", &names.kind));
             json!({
                 "subresource": sub.name, "verbs": verbs(sub.verbs),
                 "responseKind": {"group": group, "version": version, "kind": kind},

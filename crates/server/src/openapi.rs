@@ -319,8 +319,8 @@ impl Schemas<'_> {
         if let Some(text) = self.texts.get(of.name(), field.name()) {
             schema["description"] = text.into();
         }
-        if let Some(default) = field.default() {
-            schema["default"] = default.clone();
+        if let Some(default) = field.default().cloned().or_else(|| zero_default(field)) {
+            schema["default"] = default;
         }
         if let Some(list) = field.list_type() {
             schema["x-kubernetes-list-type"] = match list {
@@ -403,6 +403,16 @@ impl Schemas<'_> {
         });
         (format!("{name}List"), schema)
     }
+}
+
+/// What upstream's generator takes for the default of a field that is never left out.
+fn zero_default(field: Field<'_>) -> Option<Value> {
+    let zero = field.zero().filter(|zero| !zero.is_null() && !field.is_pointer())?;
+    let has_one = matches!(
+        field.shape(),
+        Shape::Object(_) | Shape::Scalar(Scalar::String | Scalar::Int32 | Scalar::Int64 | Scalar::Bool)
+    );
+    has_one.then(|| zero.clone())
 }
 
 /// Types that are written as one value.

@@ -9,7 +9,7 @@ use api::field;
 use api::status::Status;
 use serde_json::{Value, json};
 
-use crate::authn::token::Tokens;
+use crate::authn::token::{Refused, Tokens};
 use crate::authz::ClusterAuthorizer;
 use crate::authz::rbac::Rule;
 use crate::hooks::{Question, Reviewer};
@@ -26,14 +26,20 @@ impl Reviews {
     fn answer(&self, question: Question<'_>) -> Result<Value, Status> {
         let Question { resource, namespace, user, snapshot, mut object } = question;
         object["status"] = match &*resource.resource {
-            "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
+            "selfsubjectreviews" => {
+                // Upstream answers with an object of its own.
+                object["metadata"] = json!({});
+                json!({"userInfo": user_info(user)})
+            }
             "tokenreviews" => self.token(&object["spec"])?,
             "selfsubjectrulesreviews" => {
                 let namespace = object["spec"]["namespace"].as_str().unwrap_or_default();
                 if namespace.is_empty() {
                     return Err(Status::bad_request("no namespace on request"));
                 }
-                rules(&self.authorizer.rbac().policy(snapshot).rules(user, namespace).collect::<Vec<_>>())
+                let of = namespace.to_owned();
+                object["spec"] = json!({});
+                rules(&self.authorizer.rbac().policy(snapshot).rules(user, &of).collect::<Vec<_>>())
             }
             "selfsubjectaccessreviews" => self.access(&object["spec"], user, "SelfSubjectAccessReview")?,
             "subjectaccessreviews" => {
@@ -65,7 +71,8 @@ impl Reviews {
                 let audiences = if wanted.is_empty() { vec![self.tokens.issuer().to_owned()] } else { wanted };
                 json!({"authenticated": true, "user": user_info(&user), "audiences": audiences})
             }
-            Err(why) => json!({"user": {}, "error": why.to_string()}),
+            Err(Refused::Foreign) => json!({"user": {}, "error": "invalid bearer token"}),
+            Err(why) => json!({"user": {}, "error": format!("[invalid bearer token, {why}]")}),
         })
     }
 

@@ -228,7 +228,7 @@ fn fits_i32(number: &Number) -> bool {
 }
 
 /// What Go's decoder calls a value.
-fn kind(value: &Value) -> &'static str {
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -2,26 +2,73 @@
 
 use serde_json::{Map, Value};
 
-use super::{Scalar, Shape, Type, time};
+use super::{Field, Scalar, Shape, Type, time};
 use crate::quantity;
 
 impl Type<'_> {
     /// Removes what the type does not have, and writes the rest as upstream does.
     ///
     /// Members that are null go, because a struct reads them as unset; null in a list or a map is the zero value of
-    /// its place. Quantities get their canonical form and times theirs, in UTC. Values of a wrong type stay:
+    /// its place. Zero values go or come as Go's `omitempty` has it, but for a list or map that upstream writes as null:
+    /// it stays away. Quantities get their canonical form and times theirs, in UTC. Values of a wrong type stay:
     /// [`Type::check`] finds them.
     pub fn prune(&self, value: &mut Value) {
-        if let Value::Object(members) = value {
-            members.retain(|name, member| match self.field(name) {
-                None => false,
-                Some(_) if member.is_null() => false,
-                Some(field) => {
-                    conform(field.shape(), member);
-                    true
-                }
-            });
+        let Value::Object(members) = value else { return };
+        members.retain(|name, member| match self.field(name) {
+            None => false,
+            Some(_) if member.is_null() => false,
+            Some(field) => {
+                conform(field.shape(), member);
+                field.is_pointer() || !is_left_out(&field, member)
+            }
+        });
+        for field in self.fields() {
+            if let Some(zero) = written_zero(&field)
+                && !members.contains_key(field.name())
+            {
+                members.insert(field.name().to_owned(), zero);
+            }
         }
+    }
+}
+
+/// Whether upstream writes nothing for a value that is held in its struct.
+fn is_left_out(field: &Field<'_>, value: &Value) -> bool {
+    match field.shape() {
+        Shape::Object(_) => field.zero().is_none() && value.as_object().is_some_and(Map::is_empty),
+        // What it writes as null stays away.
+        Shape::List(_) | Shape::Map(_) | Shape::Scalar(Scalar::Bytes) => is_empty(value),
+        Shape::Scalar(Scalar::String | Scalar::Int32 | Scalar::Int64 | Scalar::Number | Scalar::Bool) => {
+            field.zero().is_none() && is_empty(value)
+        }
+        Shape::Scalar(Scalar::Quantity | Scalar::IntOrString | Scalar::Time | Scalar::MicroTime | Scalar::Any) => {
+            value.as_str().is_some_and(str::is_empty)
+        }
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(truth) => !truth,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.is_empty(),
+    }
+}
+
+/// What stands in the place of a field that was not given, where upstream writes something.
+fn written_zero(field: &Field<'_>) -> Option<Value> {
+    let zero = field.zero().filter(|zero| !zero.is_null() && !field.is_pointer())?;
+    match field.shape() {
+        Shape::Object(of) => {
+            let mut zero = zero.clone();
+            of.prune(&mut zero);
+            Some(zero)
+        }
+        Shape::Scalar(Scalar::String | Scalar::Int32 | Scalar::Int64 | Scalar::Bool) => Some(zero.clone()),
+        Shape::Scalar(_) | Shape::List(_) | Shape::Map(_) => None,
     }
 }
 

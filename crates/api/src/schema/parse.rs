@@ -69,6 +69,7 @@ impl Schema {
             patch: PatchStrategy::default(),
             go: None,
             via: None,
+            pointer: false,
             default: None,
             zero: None,
         };
@@ -76,6 +77,7 @@ impl Schema {
             match attribute.split_once('=') {
                 None if attribute == "required" => field.required = true,
                 None if attribute == "atomic" => field.atomic = true,
+                None if attribute == "pointer" => field.pointer = true,
                 Some(("list", "atomic")) => field.list = Some(ListType::Atomic),
                 Some(("list", "set")) => field.list = Some(ListType::Set),
                 Some(("list", "map")) => field.list = Some(ListType::Map),

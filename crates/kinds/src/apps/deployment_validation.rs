@@ -74,7 +74,8 @@ pub fn validate_status(deployment: &Value, old: Option<&Value>) -> Vec<Error> {
     let others = ["observedGeneration", "unavailableReplicas", "terminatingReplicas", "collisionCount"];
     template::counts(&status, &["updatedReplicas", "readyReplicas", "availableReplicas"], &others, &mut errors);
     let collisions = status.child("collisionCount");
-    if old.is_some_and(|old| number(&old["status"]["collisionCount"]) > collisions.number()) {
+    let counted = old.map(|old| &old["status"]["collisionCount"]).filter(|count| !count.is_null());
+    if counted.is_some_and(|count| number(count) > collisions.number()) {
         errors.push(Error::invalid(&collisions.path, collisions.number(), "cannot be decremented"));
     }
     errors

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use crate::kind::{Column, Kind, Strategy};
 use crate::place::Place;
-use crate::strategy::same;
 use crate::table;
 use crate::value::flag;
 
@@ -58,7 +57,8 @@ pub(super) fn unchanged(root: &Place<'_>, old: &Value, fields: &[&str], errors: 
     if !root.child("immutable").is_true() {
         errors.push(root.child("immutable").forbidden(WHY));
     }
-    let changed = fields.iter().filter(|&&field| !same(root.child(field).value, &old[field]));
+    // An entry without a value is an entry.
+    let changed = fields.iter().filter(|&&field| root.child(field).value != &old[field]);
     errors.extend(changed.map(|field| root.child(field).forbidden(WHY)));
 }
 

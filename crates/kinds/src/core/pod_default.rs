@@ -256,6 +256,9 @@ fn fill_http_get(action: Option<&mut Value>) {
     }
 }
 
+/// Longer names are malformed.
+const MAX_IMAGE_NAME: usize = 255;
+
 /// The tag of an image: `latest` when it has neither tag nor digest, none when it has only a digest or is malformed.
 ///
 /// Source: kubernetes `pkg/util/parsers/parsers.go`.
@@ -265,9 +268,15 @@ fn tag(image: &str) -> Option<&str> {
     // The registry's host may have upper case letters; repositories have none.
     let path = host.split_once('/').map_or("", |(_, path)| path);
     let repository = last.split_once(':').map_or(last, |(repository, _)| repository);
-    let plain = |text: &str| text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' | b'/'));
+    let letter = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9');
+    let plain = |text: &str| {
+        text.bytes().all(|b| letter(b) || matches!(b, b'.' | b'_' | b'-'))
+            && text.bytes().next().is_none_or(letter)
+            && text.bytes().last().is_none_or(letter)
+    };
     match last.split_once(':') {
-        _ if repository.is_empty() || !plain(path) || !plain(repository) => None,
+        _ if name.len() > MAX_IMAGE_NAME || repository.is_empty() => None,
+        _ if !path.split('/').all(plain) || !plain(repository) || host.starts_with('-') => None,
         Some((_, tag)) => Some(tag),
         None if digest.is_some() => None,
         None => Some("latest"),

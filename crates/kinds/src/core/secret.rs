@@ -18,7 +18,7 @@ use crate::value::{copy, default_text, is_empty, object, remove, set, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate),
+        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate).warning(warnings),
         columns: vec![
             Column::name(),
             Column::text("Type", "What its keys mean."),
@@ -106,8 +106,35 @@ fn docker_config(data: &Place<'_>, key: &str, errors: &mut Vec<Error>) {
     }
     let bytes = STANDARD.decode(value.text()).unwrap_or_default();
     if let Err(error) = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes) {
-        errors.push(Error::invalid(&path, "<secret contents redacted>", error.to_string()));
+        // Go's words, for what is most often wrong.
+        let why = match bytes.first() {
+            _ if error.is_eof() => "unexpected end of JSON input".to_owned(),
+            Some(first) if !b"{[\"tfn-0123456789 \t\r\n".contains(first) => {
+                let shown = match first {
+                    b' '..=b'~' => format!("{:?}", char::from(*first)),
+                    other => format!("'\\x{other:02x}'"),
+                };
+                format!("invalid character {shown} looking for beginning of value")
+            }
+            _ => error.to_string(),
+        };
+        errors.push(Error::invalid(&path, "<secret contents redacted>", why));
     }
+}
+
+/// Whether a TLS pair can be one at all.
+///
+/// Source: kubernetes `pkg/registry/core/secret/strategy.go`, `warningsForSecret`; the texts are those of Go's `crypto/tls`.
+fn warnings(secret: &Value, _old: Option<&Value>) -> Vec<String> {
+    if text(&secret["type"]) != "kubernetes.io/tls" {
+        return Vec::new();
+    }
+    let has_pem = |key: &str| {
+        let bytes = STANDARD.decode(text(&secret["data"][key])).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).contains("-----BEGIN ")
+    };
+    let missing = [("tls.crt", "certificate"), ("tls.key", "key")].into_iter().find(|(key, _)| !has_pem(key));
+    missing.map(|(_, what)| format!("tls: failed to find any PEM data in {what} input")).into_iter().collect()
 }
 
 fn row(secret: &Value, now: Timestamp) -> Vec<Value> {

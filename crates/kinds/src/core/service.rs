@@ -18,7 +18,10 @@ pub fn kind() -> Kind {
             .preparing(service_update::prepare)
             .validating(service_validation::validate)
             .warning(service_validation::warnings),
-        subresources: vec![Subresource::proxy("ServiceProxyOptions"), Subresource::status(Strategy::status())],
+        subresources: vec![
+            Subresource::proxy("ServiceProxyOptions"),
+            Subresource::status(Strategy::status().validating(service_validation::validate_status)),
+        ],
         columns: vec![
             Column::name(),
             Column::text("Type", "How the service is reached."),

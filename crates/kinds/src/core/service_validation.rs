@@ -289,6 +289,17 @@ fn list_unchanged(spec: &Place<'_>, old: &Value, field: &str, one: &str, errors:
 }
 
 /// Source: kubernetes `pkg/api/service/warnings.go`.
+/// Source: kubernetes `pkg/apis/core/validation/validation.go`, `ValidateLoadBalancerStatus`.
+pub fn validate_status(service: &Value, _old: Option<&Value>) -> Vec<Error> {
+    let root = Place::root(service);
+    let ingress = root.child("status").child("loadBalancer").child("ingress");
+    let mut errors = Vec::new();
+    if !root.child("spec").child("type").is("LoadBalancer") && !ingress.is_empty() {
+        errors.push(ingress.forbidden("may only be used when `spec.type` is 'LoadBalancer'"));
+    }
+    errors
+}
+
 pub fn warnings(service: &Value, _old: Option<&Value>) -> Vec<String> {
     let spec = Place::root(service).child("spec");
     let mut warnings: Vec<String> = spec
@@ -300,6 +311,9 @@ pub fn warnings(service: &Value, _old: Option<&Value>) -> Vec<String> {
     if is_headless(spec.value) && !is_empty(&spec.value["sessionAffinity"]) && !spec.child("sessionAffinity").is("None")
     {
         warnings.push("spec.SessionAffinity is ignored for headless services".to_owned());
+    }
+    if !spec.child("type").is("ExternalName") && !spec.child("externalName").is_empty() {
+        warnings.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
     }
     warnings
 }

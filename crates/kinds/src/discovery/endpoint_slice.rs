@@ -84,7 +84,10 @@ fn ports(ports: &Place<'_>, errors: &mut Vec<Error>) {
         if !seen.insert(name.text()) {
             errors.push(name.duplicate());
         }
-        port.child("protocol").one_of(&["SCTP", "TCP", "UDP"], errors);
+        let protocol = port.child("protocol");
+        if !["SCTP", "TCP", "UDP"].contains(&protocol.text()) {
+            errors.push(protocol.not_supported(&["SCTP", "TCP", "UDP"]));
+        }
         if port.child("appProtocol").is_set() {
             port.child("appProtocol").keep(names::is_qualified_name, errors);
         }
@@ -98,7 +101,7 @@ fn endpoints(endpoints: &Place<'_>, kind: &str, errors: &mut Vec<Error>) {
     for endpoint in endpoints.items() {
         let addresses = endpoint.child("addresses");
         if addresses.is_empty() {
-            errors.push(addresses.required("must contain at least 1 address"));
+            errors.push(addresses.required(""));
         } else if addresses.len() > MAX_ADDRESSES {
             errors.push(Error::too_many(&addresses.path, addresses.len(), MAX_ADDRESSES));
         }

@@ -3,6 +3,7 @@
 //! Source: kubernetes `pkg/registry/authentication`, `pkg/registry/authorization`.
 
 use api::field::Error;
+use api::selector::validate_requirement;
 use serde_json::Value;
 
 use crate::kind::{Answer, Kind, Strategy};
@@ -100,6 +101,10 @@ fn attributes(review: &Place<'_>) -> Vec<Error> {
             _ => {}
         }
     }
+    // Operators that this server does not know may be known to others.
+    let of_labels = resource.child("labelSelector").child("requirements");
+    let wrong = of_labels.items().flat_map(|one| validate_requirement(one.value, &one.path));
+    errors.extend(wrong.filter(|error| !error.to_string().ends_with("not a valid selector operator")));
     errors
 }
 

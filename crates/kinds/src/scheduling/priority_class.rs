@@ -59,7 +59,7 @@ fn validate(class: &Value, old: Option<&Value>) -> Vec<Error> {
     } else if value.number() > HIGHEST {
         errors.push(value.forbidden(format!("maximum allowed value of a user defined priority is {HIGHEST}")));
     }
-    root.child("preemptionPolicy").if_set_one_of(&["PreemptLowerPriority", "Never"], &mut errors);
+    root.child("preemptionPolicy").one_of(&["PreemptLowerPriority", "Never"], &mut errors);
     errors
 }
 

@@ -71,7 +71,7 @@ fn types_of_secrets_promise_keys() {
     check(
         &secret("kubernetes.io/dockerconfigjson", "{.dockerconfigjson: eA==}"),
         expect![[
-            r#"data[.dockerconfigjson]: Invalid value: "<secret contents redacted>": expected value at line 1 column 1"#
+            r#"data[.dockerconfigjson]: Invalid value: "<secret contents redacted>": invalid character 'x' looking for beginning of value"#
         ]],
     );
     check(

@@ -13,7 +13,7 @@ fn rules() {
     check(
         &object("Role", "rules: [{}, {verbs: [get], nonResourceURLs: [/x]}]"),
         expect![[r#"
-        rules[0].verbs: Required value: verbs must contain at least one value
+        rules[0].verbs: Required value
         rules[0].apiGroups: Required value: resource rules must supply at least one api group
         rules[0].resources: Required value: resource rules must supply at least one resource
         rules[1].nonResourceURLs: Invalid value: ["/x"]: namespaced rules cannot apply to non-resource URLs"#]],

@@ -37,7 +37,7 @@ impl FieldValidation {
             "Strict" => Ok(Self::Strict),
             other => {
                 let path = api::field::Path::new("fieldValidation");
-                let error = api::field::Error::not_supported(&path, other, &["", "Ignore", "Warn", "Strict"]);
+                let error = api::field::Error::not_supported(&path, other, &["", "Ignore", "Strict", "Warn"]);
                 Err(Status::invalid("meta.k8s.io", options, "", &[error]))
             }
         }
@@ -115,23 +115,27 @@ pub fn conform(
             "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; it must be a JSON object"
         )));
     };
+    let mut is_other = false;
     for (field, wanted) in [("apiVersion", api_version), ("kind", kind)] {
         match members.get(field) {
             None | Some(Value::Null) => drop(members.insert(field.to_owned(), wanted.into())),
             Some(Value::String(given)) if given.is_empty() => drop(members.insert(field.to_owned(), wanted.into())),
             Some(Value::String(given)) if given == wanted => {}
-            Some(Value::String(given)) if field == "apiVersion" => {
-                return Err(Status::bad_request(format!(
-                    "the API version in the data ({given}) does not match the expected API version ({wanted})"
-                )));
-            }
+            Some(Value::String(_)) => is_other = true,
             Some(given) => {
+                let why = format!(
+                    "json: cannot unmarshal {} into Go struct field .{field} of type string",
+                    api::schema::json_kind(given)
+                );
                 return Err(Status::bad_request(format!(
-                    "{} in version {api_version:?} cannot be handled as a {kind}: the kind in the data does not match the kind of this endpoint",
-                    given.as_str().unwrap_or("the object")
+                    "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {why}"
                 )));
             }
         }
+    }
+    if is_other {
+        let text = |field: &str| members.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        return Err(not_this_type((&text("apiVersion"), &text("kind")), (api_version, kind), schema));
     }
     strict(&mut value, schema, duplicates, validation, warnings).map_err(|error| match error {
         Unfit::Strict(message) => {
@@ -144,6 +148,33 @@ pub fn conform(
         }
     })?;
     Ok(value)
+}
+
+/// 400 for an object of another version or kind than the endpoint takes.
+///
+/// Source: apimachinery `pkg/runtime/{error,scheme}.go`, apiserver `pkg/endpoints/handlers/rest.go`, `transformDecodeError`.
+fn not_this_type(
+    (api_version, kind): (&str, &str),
+    (wanted_version, wanted): (&str, &str),
+    schema: Option<Type<'_>>,
+) -> Status {
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let (wanted_group, _) = wanted_version.rsplit_once('/').unwrap_or_default();
+    let is_known =
+        |version: &str| kinds::schema::schema().types().any(|known| known.gvk() == Some((group, version, kind)));
+    let is_preview = version.contains("alpha") || version.contains("beta");
+    if group == wanted_group && kind == wanted && is_preview && is_known("v1") {
+        return Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({wanted_version})"
+        ));
+    }
+    let why = if is_known(version) {
+        let go = schema.map_or("", |of| of.name()).rsplit('.').nth(2).unwrap_or("core");
+        format!("converting ({version}.{kind}) to ({go}.{wanted}): unknown conversion")
+    } else {
+        format!("no kind {kind:?} is registered for version {api_version:?} in scheme \"pkg/runtime/scheme.go:111\"")
+    };
+    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {wanted}: {why}"))
 }
 
 /// Why a value is not of its type.

@@ -38,6 +38,9 @@ impl Registry {
         let node = target["name"].as_str().unwrap_or_default();
         if node.is_empty() {
             errors.push(field::Error::required(&path.child("name"), ""));
+        } else {
+            let why = api::names::is_dns1123_subdomain(node);
+            errors.extend(why.into_iter().map(|why| field::Error::invalid(&path.child("name"), node, why)));
         }
         if !errors.is_empty() {
             return Err(Status::invalid("", "Binding", name, &errors));

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use api::field;
+use api::key::GroupResource;
 use api::object::Object;
 use api::status::Status;
 use client::Propagation;
@@ -66,10 +67,15 @@ impl Options {
     /// # Errors
     /// 400 for fields of a wrong type, 422 for values that are none of the allowed ones.
     pub fn parse(body: &Value) -> Result<Self, Status> {
-        if !body.is_object() && !body.is_null()
-            || !matches!(body["kind"].as_str().unwrap_or_default(), "" | "DeleteOptions")
-        {
+        if !body.is_object() && !body.is_null() {
             return Err(Status::bad_request("decoded object cannot be converted to DeleteOptions"));
+        }
+        let kind = body["kind"].as_str().unwrap_or_default();
+        if !["", "DeleteOptions"].contains(&kind) {
+            let version = body["apiVersion"].as_str().filter(|version| !version.is_empty()).unwrap_or("v1");
+            return Err(Status::bad_request(format!(
+                "no kind {kind:?} is registered for version {version:?} in scheme \"pkg/runtime/scheme.go:111\""
+            )));
         }
         let text = |value: &Value, field: &str| match value {
             Value::Null => Ok(None),
@@ -101,8 +107,8 @@ impl Options {
         let dry_run = match &body["dryRun"] {
             Value::Null => false,
             Value::Array(items) => {
-                for item in items.iter().filter(|item| *item != "All") {
-                    errors.push(field::Error::not_supported(&field::Path::new("dryRun"), item.clone(), &["All"]));
+                if items.iter().any(|item| item != "All") {
+                    errors.push(field::Error::not_supported(&field::Path::new("dryRun"), items.clone(), &["All"]));
                 }
                 !items.is_empty()
             }
@@ -113,11 +119,12 @@ impl Options {
         }
         let grace_period_seconds = match &body["gracePeriodSeconds"] {
             Value::Null => None,
-            value => Some(
-                value
-                    .as_i64()
-                    .ok_or_else(|| Status::bad_request("DeleteOptions: gracePeriodSeconds must be a whole number"))?,
-            ),
+            value => Some(value.as_i64().ok_or_else(|| {
+                let what = api::schema::json_kind(value);
+                Status::bad_request(format!(
+                    "json: cannot unmarshal {what} into Go struct field DeleteOptions.gracePeriodSeconds of type int64"
+                ))
+            })?),
         };
         Ok(Self {
             grace_period_seconds,
@@ -158,15 +165,21 @@ impl Registry {
         let kind = &at.served.kind;
         let uid = &current.meta().uid;
         if let Some(wanted) = options.uid.as_ref().filter(|wanted| *wanted != uid) {
-            return Err(at.conflict(precondition_uid(wanted, uid)).into());
+            if finalizes(kind) {
+                return Err(at.conflict(precondition_uid(wanted, uid)).into());
+            }
+            return Err(outdated(at, "UID", wanted, uid, "deleted and then recreated").into());
         }
         let revision = current.revision.to_string();
         if let Some(wanted) = options.resource_version.as_ref().filter(|wanted| **wanted != revision) {
-            return Err(at
-                .conflict(format!(
-                    "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {revision}"
-                ))
-                .into());
+            if finalizes(kind) {
+                return Err(at
+                    .conflict(format!(
+                        "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {revision}"
+                    ))
+                    .into());
+            }
+            return Err(outdated(at, "ResourceVersion", wanted, &revision, "modified").into());
         }
         let old = self.value(at.served, current);
         let attributes = self.attributes(Operation::Delete, at, "", Some(&old), snapshot, by);
@@ -266,6 +279,20 @@ fn default_propagation(kind: &Kind, old: &Value) -> Option<Propagation> {
     let finalizers = old["metadata"]["finalizers"].as_array();
     let is_decided = finalizers.is_some_and(|list| list.iter().any(|one| one == ORPHAN || one == FOREGROUND));
     (kind.orphans && !is_decided).then_some(Propagation::Orphan)
+}
+
+/// 409 for a precondition that does not hold. Upstream names the kind here, not the resource.
+///
+/// Source: apiserver `pkg/registry/rest/delete.go`, `BeforeDelete`.
+fn outdated(at: Place<'_>, what: &str, wanted: &str, found: &str, happened: &str) -> Status {
+    let names = &at.served.kind.names;
+    Status::conflict(
+        &GroupResource { resource: names.kind.clone(), ..names.resource.clone() },
+        at.name,
+        format!(
+            "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {happened}"
+        ),
+    )
 }
 
 /// Sets or clears the garbage collector's finalizers as the policy says; without one, they stay as they are.

@@ -92,7 +92,8 @@ impl<'a> Place<'a> {
 
     /// 422 for this object.
     pub fn invalid(&self, errors: &[api::field::Error]) -> Status {
-        Status::invalid(&self.served.version().group, self.served.kind_name(), self.name, errors)
+        // By the group that it is stored in: an Event is one of the core's, whoever sent it.
+        Status::invalid(&self.served.kind.names.resource.group, self.served.kind_name(), self.name, errors)
     }
 
     /// Finds the object.

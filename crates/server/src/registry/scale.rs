@@ -29,9 +29,13 @@ pub fn of(object: &Value) -> Value {
         "apiVersion": VERSION,
         "kind": "Scale",
         "metadata": {},
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
+        "spec": {},
         "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)},
     });
+    // None at all is written by leaving it out.
+    if let Some(replicas) = object["spec"]["replicas"].as_i64().filter(|replicas| *replicas != 0) {
+        scale["spec"]["replicas"] = replicas.into();
+    }
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = metadata.get(field) {
             scale["metadata"][field] = value.clone();

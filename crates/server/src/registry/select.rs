@@ -43,8 +43,7 @@ impl Selection {
     /// 400 when one cannot be parsed, or names a field that this kind cannot be selected by.
     pub fn parse(served: &Served, namespace: &str, labels: &str, fields: &str) -> Result<Self, Status> {
         let mut all = Self::all(served, namespace);
-        all.labels = Selector::parse(labels)
-            .map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
+        all.labels = Selector::parse(labels).map_err(Status::bad_request)?;
         all.fields = FieldSelector::parse(fields).map_err(Status::bad_request)?;
         let known: Vec<&str> = (served.kind.fields)(&json!({})).into_iter().map(|(name, _)| name).collect();
         for requirement in all.fields.requirements() {

@@ -66,9 +66,11 @@ fn transitions(status: &Place<'_>, old: &Value, spec: &Value, errors: &mut Vec<E
 fn addresses(status: &Place<'_>, one: &str, all: &str, old: &Value, errors: &mut Vec<Error>) {
     let (single, list) = (status.child(one), status.child(all));
     let mut parsed = Vec::new();
-    for ip in list.items().map(|entry| entry.child("ip")) {
+    for entry in list.items() {
+        let ip = entry.child("ip");
         if items(&old[all]).iter().all(|before| before["ip"] != *ip.value) {
-            ip.keep(names::is_ip_for_legacy_field, errors);
+            let why = names::is_ip_for_legacy_field(ip.text());
+            errors.extend(why.into_iter().map(|why| Error::invalid(&entry.path, ip.text(), why)));
         }
         parsed.extend(ip.text().parse::<IpAddr>());
     }
