@@ -9,6 +9,7 @@ pub mod interrupt;
 pub mod kubectl;
 pub mod load;
 pub mod netns;
+pub mod oracle;
 pub mod rack;
 pub mod registry;
 pub mod stand_ins;

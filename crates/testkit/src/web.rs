@@ -147,7 +147,7 @@ impl KeptAlive {
     /// # Errors
     /// When the connection or the certificate fails, or the server closes the connection.
     pub fn get(&mut self, path: &str) -> Result<Answer> {
-        self.ask("GET", path, "application/json", None)
+        self.ask_with("GET", path, "", None)
     }
 
     /// A request with a body, whatever its answer.
@@ -155,8 +155,17 @@ impl KeptAlive {
     /// # Errors
     /// As [`KeptAlive::get`].
     pub fn ask(&mut self, method: &str, path: &str, content_type: &str, body: Option<&str>) -> Result<Answer> {
-        let length = body.map(|b| format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", b.len()));
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{}\r\n", self.host, length.unwrap_or_default());
+        let headers = body.map(|_| format!("Content-Type: {content_type}\r\n")).unwrap_or_default();
+        self.ask_with(method, path, &headers, body)
+    }
+
+    /// Any request; `headers` are whole lines.
+    ///
+    /// # Errors
+    /// As [`KeptAlive::get`].
+    pub fn ask_with(&mut self, method: &str, path: &str, headers: &str, body: Option<&str>) -> Result<Answer> {
+        let length = body.map(|body| format!("Content-Length: {}\r\n", body.len())).unwrap_or_default();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{headers}{length}\r\n", self.host);
         self.send(&format!("{head}{}", body.unwrap_or_default()))?;
         whole_answer(&mut self.reader)
     }

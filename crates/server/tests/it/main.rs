@@ -6,6 +6,7 @@ mod actions;
 mod apply;
 mod cluster;
 mod deletion;
+mod goldens;
 mod kubectl;
 mod local;
 mod node;
