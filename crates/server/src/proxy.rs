@@ -31,7 +31,6 @@ use crate::admit::Operation;
 use crate::hooks::Stream;
 use crate::http::reply::{self, Body};
 use crate::http::route::{Endpoint, Exchange};
-use crate::registry::Writer;
 
 /// How long a pod may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -86,7 +85,7 @@ impl Exchange<'_> {
         let snapshot = registry.store.snapshot();
         let place = crate::registry::Place::new(endpoint.served, &endpoint.path.namespace, named.name);
         let object = place.find(&snapshot)?.value();
-        let by = Writer { user: self.user, dry_run: false, warnings: self.warnings };
+        let by = self.connecting();
         let attributes = registry.attributes(Operation::Connect, place, "proxy", Some(&object), &snapshot, by);
         registry.admission.validate(&attributes, None).await?;
         let target = match of_pod {
