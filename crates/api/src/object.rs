@@ -38,6 +38,8 @@ pub struct Object {
 pub enum Malformed {
     #[error("not a JSON object with metadata")]
     Json(#[from] serde_json::Error),
+    #[error("it is not UTF-8")]
+    Encoding(#[from] std::str::Utf8Error),
     #[error("metadata is missing")]
     NoMetadata,
 }
@@ -63,7 +65,8 @@ impl Draft {
             #[serde(borrow)]
             metadata: Option<&'a serde_json::value::RawValue>,
         }
-        let outline: Outline<'_> = serde_json::from_slice(&body)?;
+        // serde_json looks into strings that it skips as little as it can: they may be anything but text.
+        let outline: Outline<'_> = serde_json::from_str(std::str::from_utf8(&body)?)?;
         let raw = outline.metadata.ok_or(Malformed::NoMetadata)?.get();
         let meta = serde_json::from_str(raw)?;
         let offset = raw.as_ptr() as usize - body.as_ptr() as usize;

@@ -110,6 +110,8 @@ pub fn client_config() -> Result<Arc<ClientConfig>, rustls::Error> {
     Ok(Arc::new(config))
 }
 
+/// `image::http` has one like it. They have no crate in common, and a crate for forty lines that switch a check off would invite
+/// others to use it.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

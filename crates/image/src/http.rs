@@ -242,7 +242,7 @@ impl hyper::rt::Write for Stream {
     }
 }
 
-/// `insecure_skip_verify`: the user asked for it.
+/// `insecure_skip_verify`: the user asked for it. `edge::tls` has one like it, and says why.
 #[derive(Debug)]
 struct Unverified(Arc<rustls::crypto::CryptoProvider>);
 

@@ -101,8 +101,8 @@ impl Dns {
             match fields.next() {
                 Some("nameserver") => dns.servers.extend(fields.next().map(str::to_owned)),
                 Some("search") => {
-                    let domains = fields.filter(|domain| *domain != ".");
-                    dns.searches = domains.map(|domain| domain.trim_end_matches('.').to_owned()).collect();
+                    let domains = fields.map(|domain| domain.trim_end_matches('.'));
+                    dns.searches = domains.filter(|domain| !domain.is_empty()).map(str::to_owned).collect();
                 }
                 Some("options") => fields.for_each(|option| set_option(&mut dns.options, option.to_owned())),
                 _ => {}
