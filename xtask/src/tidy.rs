@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("controllers", &["api", "client"]),
     ("scheduler", &["api", "client"]),
     ("runtime", &["planted"]),
-    ("image", &[]),
+    ("image", &["runtime"]),
     ("wire", &[]),
     ("net", &["api", "client", "wire", "planted"]),
     ("feed", &["api", "client", "wire"]),

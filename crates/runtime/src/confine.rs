@@ -15,6 +15,7 @@ use oci_spec::runtime::{
     LinuxSeccompAction, LinuxSeccompArgBuilder, LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscallBuilder,
 };
 use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use tokio::io::Interest;
 
 use crate::cgroup::Cgroups;
@@ -344,6 +345,29 @@ pub fn enter() -> Result<Vec<OwnedFd>, Error> {
     };
     setup::enter_role(&role, directory).map_err(|fault| what()(io::Error::other(fault.to_string())))?;
     Ok(fds.collect())
+}
+
+/// Confines this process, which must have one thread, where it stands: it keeps these capabilities (`CAP_CHOWN`) and may make
+/// these system calls and no others, which answer EPERM. Its root and identity stay.
+///
+/// # Errors
+/// When a name is unknown, or the kernel refuses. The caller must exit: the process may be half confined.
+pub fn keep_only(capabilities: &[&str], syscalls: &[&str]) -> io::Result<()> {
+    let names = syscalls.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let allow = LinuxSyscallBuilder::default().names(names).action(LinuxSeccompAction::ScmpActAllow).build();
+    let profile = LinuxSeccompBuilder::default()
+        .default_action(LinuxSeccompAction::ScmpActErrno)
+        .syscalls([allow.expect("every part is given")])
+        .build()
+        .expect("every part is given");
+    let filter = seccomp::compile(&profile).map_err(io::Error::other)?;
+    let known =
+        |name: &&str| capability::bit(name).ok_or_else(|| io::Error::other(format!("unknown capability {name:?}")));
+    let bits = capabilities.iter().map(known).try_fold(0, |bits, bit| io::Result::Ok(bits | bit?))?;
+    let keep = CapabilitySet::from_bits_retain(bits);
+    set_no_new_privs(true)?;
+    set_capabilities(None, CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() })?;
+    crate::sys::install_seccomp(&filter)
 }
 
 #[cfg(test)]
