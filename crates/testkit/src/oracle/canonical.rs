@@ -82,10 +82,10 @@ fn clean(value: &mut Value, pointer: String, managed: &mut Map<String, Value>) {
             for (name, member) in members.iter_mut() {
                 match name.as_str() {
                     "clusterIP" | "clusterIPs" => mark_addresses(member),
-                    "nodePort" | "healthCheckNodePort" => {
-                        if member.as_u64().is_some_and(|port| (30_000..33_000).contains(&port)) {
-                            *member = json!(MARK);
-                        }
+                    "nodePort" | "healthCheckNodePort"
+                        if member.as_u64().is_some_and(|port| (30_000..33_000).contains(&port)) =>
+                    {
+                        *member = json!(MARK);
                     }
                     _ => {}
                 }

@@ -41,10 +41,8 @@ pub fn each(base: &Value, of: Option<Type<'_>>, root: &str) -> Vec<Mutant> {
             set(&mut object, &place.pointer, value);
             mutants.push(Mutant { label: format!("{} {what}", place.pointer), object });
         };
-        if place.pointer != root || root.is_empty() {
-            if !place.pointer.is_empty() {
-                add("absent", None);
-            }
+        if place.pointer != root && !place.pointer.is_empty() {
+            add("absent", None);
         }
         match current {
             Value::String(text) => {
