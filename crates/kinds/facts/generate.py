@@ -179,7 +179,7 @@ def attributes(node, text, required, go):
         out.append(f"via={via}")
     unset = zero(text, written)
     # A default that is the zero value says something where that value is not written.
-    if node.get("default") not in ((None, {}) if unset is None else (None, {}, "", 0, False)):
+    if node.get("default") not in ((None, {}) if unset in (None, "null") else (None, {}, "", 0, False)):
         out.append(f"default={json.dumps(node['default'], separators=(',', ':'))}")
     if unset is not None:
         out.append(f"zero={unset}")

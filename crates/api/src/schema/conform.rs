@@ -9,18 +9,30 @@ impl Type<'_> {
     /// Removes what the type does not have, and writes the rest as upstream does.
     ///
     /// Members that are null go, because a struct reads them as unset; null in a list or a map is the zero value of
-    /// its place. Zero values go or come as Go's `omitempty` has it, but for a list or map that upstream writes as null:
-    /// it stays away. Quantities get their canonical form and times theirs, in UTC. Values of a wrong type stay:
+    /// its place. Quantities get their canonical form and times theirs, in UTC. Values of a wrong type stay:
     /// [`Type::check`] finds them.
     pub fn prune(&self, value: &mut Value) {
+        if let Value::Object(members) = value {
+            members.retain(|name, member| match self.field(name) {
+                None => false,
+                Some(_) if member.is_null() => false,
+                Some(field) => {
+                    conform(field.shape(), member);
+                    true
+                }
+            });
+        }
+    }
+
+    /// Makes zero values go or come as Go's `omitempty` has it, in a value that is pruned.
+    ///
+    /// A list or map that upstream writes as null stays away.
+    pub fn settle_zeros(&self, value: &mut Value) {
         let Value::Object(members) = value else { return };
-        members.retain(|name, member| match self.field(name) {
-            None => false,
-            Some(_) if member.is_null() => false,
-            Some(field) => {
-                conform(field.shape(), member);
-                field.is_pointer() || !is_left_out(&field, member)
-            }
+        members.retain(|name, member| {
+            let Some(field) = self.field(name) else { return true };
+            settle(field.shape(), member);
+            field.is_pointer() || !is_left_out(&field, member)
         });
         for field in self.fields() {
             if let Some(zero) = written_zero(&field)
@@ -32,18 +44,29 @@ impl Type<'_> {
     }
 }
 
+fn settle(shape: Shape<'_>, value: &mut Value) {
+    match (shape, value) {
+        (Shape::Object(of), value) => of.settle_zeros(value),
+        (Shape::List(items), Value::Array(values)) => values.iter_mut().for_each(|value| settle(items.shape(), value)),
+        (Shape::Map(items), Value::Object(values)) => {
+            values.values_mut().for_each(|value| settle(items.shape(), value))
+        }
+        _ => {}
+    }
+}
+
 /// Whether upstream writes nothing for a value that is held in its struct.
 fn is_left_out(field: &Field<'_>, value: &Value) -> bool {
     match field.shape() {
         Shape::Object(_) => field.zero().is_none() && value.as_object().is_some_and(Map::is_empty),
+        // Without any, owners are given up: that is not nothing.
+        Shape::List(_) if field.name() == "managedFields" => false,
         // What it writes as null stays away.
         Shape::List(_) | Shape::Map(_) | Shape::Scalar(Scalar::Bytes) => is_empty(value),
         Shape::Scalar(Scalar::String | Scalar::Int32 | Scalar::Int64 | Scalar::Number | Scalar::Bool) => {
             field.zero().is_none() && is_empty(value)
         }
-        Shape::Scalar(Scalar::Quantity | Scalar::IntOrString | Scalar::Time | Scalar::MicroTime | Scalar::Any) => {
-            value.as_str().is_some_and(str::is_empty)
-        }
+        Shape::Scalar(Scalar::Quantity | Scalar::IntOrString | Scalar::Time | Scalar::MicroTime | Scalar::Any) => false,
     }
 }
 
@@ -64,7 +87,7 @@ fn written_zero(field: &Field<'_>) -> Option<Value> {
     match field.shape() {
         Shape::Object(of) => {
             let mut zero = zero.clone();
-            of.prune(&mut zero);
+            of.settle_zeros(&mut zero);
             Some(zero)
         }
         Shape::Scalar(Scalar::String | Scalar::Int32 | Scalar::Int64 | Scalar::Bool) => Some(zero.clone()),

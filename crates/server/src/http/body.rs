@@ -196,6 +196,7 @@ pub fn strict(
     if let Some(of) = schema {
         found.extend(of.check(value).map_err(|error| Unfit::Type(error.to_string()))?);
         of.prune(value);
+        of.settle_zeros(value);
     }
     match validation {
         FieldValidation::Ignore => {}

@@ -250,13 +250,26 @@ const RULES: &[Rule] = &[
         holds: |seen| seen.difference.pointer == "/warnings" && seen.request.id.contains("with imagePullSecrets"),
         reason: "a secret without a name is warned of on every write",
     },
+    Rule { holds: |seen| seen.request.id.ends_with("with overhead"), reason: "an overhead is named where it stands" },
+    Rule {
+        holds: |seen| seen.subject.name == "node" && seen.request.id.contains("podCIDRs"),
+        reason: "a range that is none is no error of the server",
+    },
+    Rule {
+        holds: |seen| seen.subject.name == "service" && seen.request.id == "apply full: a new object",
+        reason: "all that is taken already is said at once",
+    },
     Rule { holds: names_the_nearest, reason: "coracle says what was probably meant" },
     Rule {
         holds: |seen| seen.subject.name == "binding" && seen.upstream["code"] == 500 && seen.ours["code"] == 422,
         reason: "a Binding without a target is the client's mistake, not the server's",
     },
     Rule {
-        holds: |seen| seen.subject.name == "node" && seen.difference.pointer.ends_with("/spec/taints"),
+        holds: |seen| {
+            let by_taints =
+                seen.difference.pointer.contains("taints") || seen.upstream.to_string().contains(".spec.taints");
+            seen.subject.name == "node" && by_taints
+        },
         reason: "nodes are tainted by the node lifecycle controller, not at their creation",
     },
     Rule {
