@@ -167,7 +167,8 @@ fn syncs_of(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<usiz
     while attached < pids.len() {
         let line = lines.next().context("strace ended before it was attached")??;
         ensure!(!line.contains("Operation not permitted"), "strace may not attach: {line}");
-        attached += usize::from(line.contains("attached"));
+        // A process that has ended in the meantime is told of too.
+        attached += usize::from(line.contains("attach"));
     }
     // It goes on to tell of threads, and must not wait for a reader.
     let reader = std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));

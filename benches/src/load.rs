@@ -120,7 +120,8 @@ impl Client {
             let mut sender = self.connections(1).await?.pop().context("one connection was asked for")?;
             let answer = self.send(&mut sender, ask).await?;
             let status = answer.status().as_u16();
-            let body = answer.into_body().collect().await?.to_bytes();
+            let whole = tokio::time::timeout(PATIENCE, answer.into_body().collect());
+            let body = whole.await.context("reading an answer")??.to_bytes();
             Ok((status, String::from_utf8_lossy(&body).into_owned()))
         })
     }
@@ -322,7 +323,7 @@ async fn whole(sender: &mut Sender, address: SocketAddr, ask: Ask) -> Result<u64
         bail!("{what} is answered with {status}: {}", String::from_utf8_lossy(&text));
     }
     let mut bytes = 0;
-    while let Some(frame) = body.frame().await {
+    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame()).await.with_context(|| what.clone())? {
         bytes += frame?.data_ref().map_or(0, Bytes::len) as u64;
     }
     Ok(bytes)
