@@ -128,6 +128,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let benches: Vec<&Bench> = if whole { BENCHES.iter().collect() } else { arguments.benches.clone() };
     if benches.iter().any(|bench| bench.upstream) {
         testkit::upstream::require_go()?;
+        // What is fetched or built the first time is no part of what is measured.
+        testkit::upstream::control_plane::etcd()?;
+        testkit::upstream::program("kube-apiserver")?;
+        testkit::upstream::node::prepare()?;
     }
     let coracle = match &arguments.coracle {
         Some(path) => path.clone(),

@@ -14,7 +14,7 @@ use crate::host::checked;
 
 /// The first suite with containerd 2.
 const SUITE: &str = "sid";
-const LOADER: &str = "ld-linux-x86-64.so.2";
+const LOADER: &str = if cfg!(target_arch = "aarch64") { "ld-linux-aarch64.so.1" } else { "ld-linux-x86-64.so.2" };
 /// What runc and crun are linked with.
 const LIBRARIES: &[&str] =
     &["libc6", "libseccomp2", "libcap2", "libjson-c5", "libsystemd0", "libblake3-0", "libgcc-s1", "libstdc++6"];
@@ -73,7 +73,7 @@ fn gather(debian: &Debian, to: &Path) -> Result<()> {
     let unfinished = to.with_extension(format!("new-{}", std::process::id()));
     fs::create_dir_all(&unfinished)?;
     for package in LIBRARIES {
-        let from = debian.unpacked(package)?.join("usr/lib/x86_64-linux-gnu");
+        let from = debian.unpacked(package)?.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
         checked(Command::new("cp").arg("-a").arg(from.join(".")).arg(&unfinished))
             .with_context(|| format!("could not copy the libraries of {package}"))?;
     }

@@ -25,6 +25,18 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 const TUNABLES: &[(&str, &str)] =
     &[("vm/overcommit_memory", "1"), ("vm/panic_on_oom", "0"), ("kernel/panic", "10"), ("kernel/panic_on_oops", "1")];
 
+/// Beside containerd, in the order in which they are started.
+const PROGRAMS: [&str; 4] = ["kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy"];
+
+/// Fetches and builds what a node is made of, unless it is there.
+///
+/// # Errors
+/// When something cannot be had.
+pub fn prepare() -> Result<()> {
+    ContainerRuntime::unpacked()?;
+    PROGRAMS.iter().try_for_each(|name| super::program(name).map(drop))
+}
+
 /// How often the programs may ask their API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Throttles {
@@ -97,12 +109,7 @@ impl Node {
         let proxy_user = control_plane.kubeconfig("system:kube-proxy", None)?;
         let proxy = self.write("kube-proxy.yaml", &proxy_config(&proxy_user))?;
         let proxy = vec![format!("--config={}", proxy.display()), format!("--hostname-override={}", host.name)];
-        for (name, flags) in [
-            ("kubelet", kubelet),
-            ("kube-controller-manager", manager),
-            ("kube-scheduler", scheduler),
-            ("kube-proxy", proxy),
-        ] {
+        for (name, flags) in PROGRAMS.into_iter().zip([kubelet, manager, scheduler, proxy]) {
             self.processes.spawn(host, name, &super::program(name)?, &flags)?;
         }
         Ok(())
