@@ -34,6 +34,8 @@ use crate::worker::{self, Handle, Message, Past};
 use crate::{admission, image_gc};
 
 /// How long admission waits for a fresh Node.
+/// How often the pods of an earlier process that nobody has taken over yet are looked for in the API.
+const MISSED: Duration = Duration::from_secs(1);
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything that the node is given.
@@ -184,6 +186,7 @@ impl Loop {
         self.remove_orphans(&view);
         self.adopt_addresses(&view);
         let mut changes = pods.subscribe();
+        let mut missed = tokio::time::interval(MISSED);
         let mut mounts = mount_changes();
         let mut node = self.node.clone();
         loop {
@@ -194,6 +197,8 @@ impl Loop {
                         self.changed(&delta).await;
                     }
                 }
+                // A pod that was deleted before its first change was taken makes none.
+                _ = missed.tick(), if !self.found.is_empty() => self.remove_missed(&pods.view()),
                 Some(event) = events.recv() => self.happened(event).await,
                 () = mount_changed(&mut mounts) => {
                     for worker in self.workers.values() {
@@ -378,15 +383,24 @@ impl Loop {
         for object in view.iter() {
             orphans.remove(&object.meta().uid);
         }
-        for uid in orphans {
-            info!(pod = uid, "pod is gone from the API: what is left of it is removed");
-            self.found.remove(&uid);
-            let shared = self.shared.clone();
-            self.tasks.spawn(async move {
-                worker::remove_orphan(&shared, &uid).await;
-                String::new()
-            });
-        }
+        orphans.into_iter().for_each(|uid| self.remove_orphan(uid));
+    }
+
+    /// Removes the pods of an earlier process that were deleted before this one could follow them.
+    fn remove_missed(&mut self, view: &View) {
+        let known: BTreeSet<&str> = view.iter().map(|object| object.meta().uid.as_str()).collect();
+        let gone: Vec<String> = self.found.keys().filter(|uid| !known.contains(uid.as_str())).cloned().collect();
+        gone.into_iter().for_each(|uid| self.remove_orphan(uid));
+    }
+
+    fn remove_orphan(&mut self, uid: String) {
+        info!(pod = uid, "pod is gone from the API: what is left of it is removed");
+        self.found.remove(&uid);
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            worker::remove_orphan(&shared, &uid).await;
+            String::new()
+        });
     }
 
     async fn happened(&mut self, event: runtime::plan::Event) {

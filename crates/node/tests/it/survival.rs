@@ -1,5 +1,6 @@
 //! Pods outlive the node's process, and the node outlives shims.
 
+use client::DeleteOptions;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::json;
 
@@ -70,6 +71,27 @@ async fn deletions_while_nobody_watched_are_done() {
     bed.delete("doomed", 0).await;
     bed.until_gone("doomed").await;
     bed.restart_node().await;
+    bed.finish().await;
+}
+
+/// Whatever the next process was doing when the API lost the pod.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletions_while_the_node_starts_are_done() {
+    let mut bed = Bed::new().await;
+    for millis in [0, 1, 2, 3, 5, 8, 12, 20] {
+        let name = format!("doomed-{millis}");
+        bed.script(&name, "exec sleep 1000").await;
+        bed.until_ready(&name).await;
+        bed.stop_node().await;
+        let client = bed.client.clone();
+        let deleting = tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(millis)).await;
+            let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+            client.delete_object(&PODS, "default", &name, options).await.map(drop)
+        });
+        bed.restart_node().await;
+        deleting.await.unwrap().unwrap();
+    }
     bed.finish().await;
 }
 

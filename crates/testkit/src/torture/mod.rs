@@ -79,6 +79,8 @@ pub struct Summary {
     /// How often each of these was looked at, or was seen to be right.
     pub checked: BTreeMap<&'static str, u64>,
     pub violations: Vec<Violation>,
+    /// What the server said, kept when there were violations.
+    pub log: Option<PathBuf>,
 }
 
 impl fmt::Display for Summary {
@@ -94,7 +96,8 @@ impl fmt::Display for Summary {
             writeln!(f, "{title:<11} {}", parts.join(", "))?;
         }
         writeln!(f, "violations  {}", self.violations.len())?;
-        self.violations.iter().take(20).try_for_each(|violation| writeln!(f, "  {violation}"))
+        self.violations.iter().take(20).try_for_each(|violation| writeln!(f, "  {violation}"))?;
+        self.log.iter().try_for_each(|log| writeln!(f, "log         {}", log.display()))
     }
 }
 
@@ -119,24 +122,12 @@ pub fn run(options: &Options) -> Result<Summary> {
     workload::prepare(victim.rack.api())?;
     let mut run = Torture { before: Before::look(&victim.rack)?, victim, options, summary: Summary::default(), began };
     run.summary.seeds.clone_from(&options.seeds);
-    let share = options.length / u32::try_from(options.seeds.len().max(1))?;
-    for seed in &options.seeds {
-        let end = Instant::now() + share;
-        for number in 0.. {
-            // A server that does not come back ends the run.
-            let outcome = run.round(*seed, number);
-            let gave_up = outcome.is_err();
-            if let Err(error) = outcome {
-                let what = format!("{error:#}\n{}", run.last_words());
-                run.summary.violations.push(Violation { rule: COMES_BACK, what });
-            }
-            if gave_up || options.planted.is_some() && !run.summary.violations.is_empty() {
-                return Ok(run.summary);
-            }
-            if Instant::now() >= end {
-                break;
-            }
-        }
+    run.seeds()?;
+    if !run.summary.violations.is_empty() {
+        // The lab goes with everything in it.
+        let kept = run.victim.rack.lab.dir().with_extension("log");
+        std::fs::copy(run.victim.rack.log(), &kept)?;
+        run.summary.log = Some(kept);
     }
     Ok(run.summary)
 }
@@ -186,6 +177,28 @@ struct Torture<'a> {
 impl Torture<'_> {
     fn count(&mut self, what: &'static str, n: usize) {
         *self.summary.checked.entry(what).or_default() += n as u64;
+    }
+
+    /// Rounds until the time is over, or a planted bug is found, or the server does not come back.
+    fn seeds(&mut self) -> Result<()> {
+        let share = self.options.length / u32::try_from(self.options.seeds.len().max(1))?;
+        for seed in &self.options.seeds {
+            let end = Instant::now() + share;
+            for number in 0.. {
+                if let Err(error) = self.round(*seed, number) {
+                    let what = format!("{error:#}\n{}", self.last_words());
+                    self.summary.violations.push(Violation { rule: COMES_BACK, what });
+                    return Ok(());
+                }
+                if self.options.planted.is_some() && !self.summary.violations.is_empty() {
+                    return Ok(());
+                }
+                if Instant::now() >= end {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn round(&mut self, seed: u64, number: u64) -> Result<()> {
