@@ -30,6 +30,7 @@ pub fn registry() -> Vec<Kind> {
         core::namespace::kind(),
         core::node::kind(),
         core::pod::kind(),
+        core::pod_template::kind(),
         core::replication_controller::kind(),
         core::secret::kind(),
         core::service_account::kind(),

@@ -12,6 +12,7 @@ use api::object::Object;
 use client::events::{Recorder, Severity};
 use client::informer::{Delta, Informer, Informers, View};
 use client::{Client, Clock, Resource};
+use futures_util::FutureExt;
 use image::store::ImageStore;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use runtime::Runtime;
@@ -34,8 +35,6 @@ use crate::worker::{self, Handle, Message, Past};
 use crate::{admission, image_gc};
 
 /// How long admission waits for a fresh Node.
-/// How often the pods of an earlier process that nobody has taken over yet are looked for in the API.
-const MISSED: Duration = Duration::from_secs(1);
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything that the node is given.
@@ -183,10 +182,13 @@ impl Loop {
             None => return Ok(()),
             Some(view) => view?,
         };
-        self.remove_orphans(&view);
         self.adopt_addresses(&view);
         let mut changes = pods.subscribe();
-        let mut missed = tokio::time::interval(MISSED);
+        // A pod that goes before it was taken makes no change at all: orphans are looked for once all that there were are taken.
+        for delta in changes.next().now_or_never().unwrap_or_default() {
+            self.changed(&delta).await;
+        }
+        self.remove_orphans(&pods.view());
         let mut mounts = mount_changes();
         let mut node = self.node.clone();
         loop {
@@ -197,8 +199,6 @@ impl Loop {
                         self.changed(&delta).await;
                     }
                 }
-                // A pod that was deleted before its first change was taken makes none.
-                _ = missed.tick(), if !self.found.is_empty() => self.remove_missed(&pods.view()),
                 Some(event) = events.recv() => self.happened(event).await,
                 () = mount_changed(&mut mounts) => {
                     for worker in self.workers.values() {
@@ -383,24 +383,16 @@ impl Loop {
         for object in view.iter() {
             orphans.remove(&object.meta().uid);
         }
-        orphans.into_iter().for_each(|uid| self.remove_orphan(uid));
-    }
-
-    /// Removes the pods of an earlier process that were deleted before this one could follow them.
-    fn remove_missed(&mut self, view: &View) {
-        let known: BTreeSet<&str> = view.iter().map(|object| object.meta().uid.as_str()).collect();
-        let gone: Vec<String> = self.found.keys().filter(|uid| !known.contains(uid.as_str())).cloned().collect();
-        gone.into_iter().for_each(|uid| self.remove_orphan(uid));
-    }
-
-    fn remove_orphan(&mut self, uid: String) {
-        info!(pod = uid, "pod is gone from the API: what is left of it is removed");
-        self.found.remove(&uid);
-        let shared = self.shared.clone();
-        self.tasks.spawn(async move {
-            worker::remove_orphan(&shared, &uid).await;
-            String::new()
-        });
+        // A pod that has a worker by now is that one's to remove.
+        for uid in orphans.into_iter().filter(|uid| !self.workers.contains_key(uid)) {
+            info!(pod = uid, "pod is gone from the API: what is left of it is removed");
+            self.found.remove(&uid);
+            let shared = self.shared.clone();
+            self.tasks.spawn(async move {
+                worker::remove_orphan(&shared, &uid).await;
+                String::new()
+            });
+        }
     }
 
     async fn happened(&mut self, event: runtime::plan::Event) {

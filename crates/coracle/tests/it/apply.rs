@@ -73,10 +73,29 @@ fn tries_without_doing() {
 }
 
 #[test]
-fn says_that_server_side_apply_is_not_built() {
+fn applies_on_the_server() {
     with_each_kubectl("ssa", |user| {
-        let arguments = ["apply", "--server-side", "-f", "-"];
-        user.fails_with(&arguments, &empty_deployment("web"), "server-side apply is not supported yet by coracle");
+        let manifest = empty_deployment("web");
+        let apply = |manager: &str, manifest: &str, more: &[&str]| {
+            let manager = format!("--field-manager={manager}");
+            let arguments = [&["apply", "--server-side", "-f", "-", &manager], more].concat();
+            user.kubectl().run(&arguments, manifest)
+        };
+        let applied = apply("owner", &manifest, &[]);
+        assert_eq!(applied.stdout.trim_end(), "deployment.apps/web serverside-applied", "{applied}");
+        let other =
+            manifest.replace("containerPort: 80", "containerPort: 80, protocol: TCP").replace("sleep 0.1", "sleep 1");
+        let refused = apply("rival", &other, &[]);
+        assert!(
+            refused.code != Some(0)
+                && refused.stderr.contains("conflict with \"owner\"")
+                && refused.stderr.contains(".spec.template.spec.containers[name=\"web\"].command"),
+            "{refused}"
+        );
+        let forced = apply("rival", &other, &["--force-conflicts"]);
+        assert_eq!(forced.stdout.trim_end(), "deployment.apps/web serverside-applied", "{forced}");
+        let managers = "jsonpath={.metadata.managedFields[?(@.operation==\"Apply\")].manager}";
+        user.check(&["get", "deploy", "web", "-o", managers], "owner rival");
     });
 }
 

@@ -12,6 +12,7 @@ pub mod pod;
 pub(crate) mod pod_default;
 pub mod pod_support;
 mod pod_table;
+pub mod pod_template;
 pub(crate) mod pod_validation;
 pub(crate) mod pod_warnings;
 pub mod replication_controller;

@@ -67,20 +67,31 @@ fn prepare(namespace: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// The finalizers of a namespace, on its main endpoint and on `finalize`.
-pub fn validate(namespace: &Value, _old: Option<&Value>) -> Vec<Error> {
+fn validate(namespace: &Value, _old: Option<&Value>) -> Vec<Error> {
     let finalizers = Place::root(namespace).child("spec").child("finalizers");
     let mut errors = Vec::new();
     for finalizer in finalizers.items() {
         // Upstream's path leaves the index out.
-        let at = Place::new(finalizer.value, finalizers.path.clone());
-        at.keep(names::is_qualified_name, &mut errors);
-        let standard = matches!(at.text(), "kubernetes" | "orphan" | "foregroundDeletion");
-        if !at.text().contains('/') && !standard {
-            errors.push(at.invalid("name is neither a standard finalizer name nor is it fully qualified"));
-        }
+        validate_finalizer(&Place::new(finalizer.value, finalizers.path.clone()), &mut errors);
     }
     errors
+}
+
+/// What is wrong with the finalizers that `finalize` is given.
+pub fn validate_finalize(namespace: &Value, _old: Option<&Value>) -> Vec<Error> {
+    let mut errors = Vec::new();
+    for finalizer in Place::root(namespace).child("spec").child("finalizers").items() {
+        validate_finalizer(&finalizer, &mut errors);
+    }
+    errors
+}
+
+fn validate_finalizer(at: &Place<'_>, errors: &mut Vec<Error>) {
+    at.keep(names::is_qualified_name, errors);
+    let standard = matches!(at.text(), "kubernetes" | "orphan" | "foregroundDeletion");
+    if !at.text().contains('/') && !standard {
+        errors.push(at.invalid("name is neither a standard finalizer name nor is it fully qualified"));
+    }
 }
 
 fn validate_status(namespace: &Value, _old: Option<&Value>) -> Vec<Error> {

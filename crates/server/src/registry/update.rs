@@ -57,10 +57,12 @@ impl Registry {
         let served = at.served;
         let kind = &served.kind;
         let unchanged = Strategy::none();
+        let finalize = Strategy::none().validating(kinds::core::namespace::validate_finalize);
         let strategy = match served.subresource(subresource).map(|sub| &sub.action) {
             Some(Action::Own(strategy)) => strategy,
             // These change fields that the main endpoint keeps users from.
-            Some(Action::Binding | Action::Eviction | Action::Finalize) => &unchanged,
+            Some(Action::Binding | Action::Eviction) => &unchanged,
+            Some(Action::Finalize) => &finalize,
             Some(Action::Scale | Action::Token | Action::Node | Action::Proxy) | None => &kind.strategy,
         };
         if let Change::Replace(object) = &mut change {

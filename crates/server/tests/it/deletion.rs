@@ -127,3 +127,44 @@ async fn namespaces_wait_for_their_contents() {
     assert_eq!(finalized.code, 200, "{}", finalized.message());
     assert_eq!(cluster.get(path).await.code, 404);
 }
+
+#[tokio::test]
+async fn finalizers_of_namespaces_are_checked() {
+    let cluster = Cluster::start().await;
+    let mut namespace = cluster.get("/api/v1/namespaces/default").await.value();
+    namespace["spec"]["finalizers"] = json!(["kubernetes", "mine", "example.com/a b"]);
+    let refused = cluster.put("/api/v1/namespaces/default/finalize", &namespace).await;
+    let causes = refused.value()["details"]["causes"].clone();
+    let fields: Vec<&str> = causes.as_array().unwrap().iter().map(|cause| cause["field"].as_str().unwrap()).collect();
+    assert_eq!((refused.code, fields), (422, vec!["spec.finalizers[1]", "spec.finalizers[2]"]));
+    let message = "name is neither a standard finalizer name nor is it fully qualified";
+    assert!(refused.message().contains(message), "{}", refused.message());
+    namespace["spec"]["finalizers"] = json!(["kubernetes", "example.com/a"]);
+    assert_eq!(cluster.put("/api/v1/namespaces/default/finalize", &namespace).await.code, 200);
+}
+
+#[tokio::test]
+async fn pod_templates_live_from_creation_to_deletion() {
+    let cluster = Cluster::start().await;
+    let templates = "/api/v1/namespaces/default/podtemplates";
+    let template =
+        json!({"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "a:1"}]}});
+    let made = cluster.post(templates, &json!({"metadata": {"name": "t"}, "template": template})).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    assert_eq!(made.value()["metadata"]["generation"], 1);
+    assert_eq!(made.value()["template"]["spec"]["dnsPolicy"], "ClusterFirst");
+    let patch = json!({"template": {"spec": {"containers": [{"name": "c", "image": "a:2"}]}}});
+    let patched = cluster.patch(&format!("{templates}/t"), "strategic-merge", &patch).await.value();
+    assert_eq!(patched["metadata"]["generation"], 2);
+    let bad = json!({"metadata": {"name": "u"}, "template": {"spec": {"containers": [{"name": "c_", "image": "a"}]}}});
+    let refused = cluster.post(templates, &bad).await;
+    assert!(
+        refused.code == 422 && refused.message().contains("template.spec.containers[0].name"),
+        "{}",
+        refused.message()
+    );
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = cluster.ask("GET", templates, &accept, "").await.value();
+    assert_eq!(table["rows"][0]["cells"], json!(["t", "c", "a:2", "app=a"]));
+    assert_eq!(cluster.delete(&format!("{templates}/t"), &json!({})).await.code, 200);
+}
