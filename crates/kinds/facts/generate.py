@@ -31,10 +31,10 @@ RELEASE = {"k8s.io/kubernetes": "v1.37.2", "k8s.io/api": "v0.37.2", "k8s.io/apim
 DOCUMENTS = """
     api apis api__v1 apis__apps__v1 apis__authentication.k8s.io__v1 apis__authorization.k8s.io__v1 apis__autoscaling__v1
     apis__coordination.k8s.io__v1 apis__discovery.k8s.io__v1 apis__events.k8s.io__v1 apis__networking.k8s.io__v1
-    apis__policy__v1 apis__rbac.authorization.k8s.io__v1 apis__scheduling.k8s.io__v1
+    apis__node.k8s.io__v1 apis__policy__v1 apis__rbac.authorization.k8s.io__v1 apis__scheduling.k8s.io__v1
 """.split()
 ROOTS = re.compile(
-    r"io\.k8s\.(api\.(core|apps|authentication|authorization|coordination|discovery|events|networking|rbac|scheduling)\.v1"
+    r"io\.k8s\.(api\.(core|apps|authentication|authorization|coordination|discovery|events|networking|node|rbac|scheduling)\.v1"
     r"\.|api\.autoscaling\.v1\.Scale|api\.policy\.v1\.Eviction|apimachinery\.pkg\.apis\.meta\.v1\.)"
 )
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."

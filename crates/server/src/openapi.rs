@@ -15,7 +15,7 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use kinds::kind::Verb;
+use kinds::kind::{Action, Verb};
 use serde_json::{Map, Value, json};
 
 use crate::discovery::{etag, hash};
@@ -465,9 +465,14 @@ fn add_paths<W: Write>(served: &Served, paths: &mut Members<'_, W>) -> io::Resul
     }
     for sub in &served.kind.subresources {
         let of = sub.body.map_or_else(|| own.clone(), |(group, version, kind)| gvk(group, version, kind));
+        let path = format!("{named}/{}", sub.name);
+        if matches!(sub.action, Action::Proxy) {
+            add_proxy(paths, &path, &of)?;
+            continue;
+        }
         let (_, body) = crate::http::write::body_type(served, sub);
         let schema = body.map_or_else(|| schema.clone(), |body| format!("{REF}{}", body.name()));
-        add_path(paths, &format!("{named}/{}", sub.name), &sub.verbs.iter().copied().collect(), &of, &schema)?;
+        add_path(paths, &path, &sub.verbs.iter().copied().collect(), &of, &schema)?;
     }
     Ok(())
 }
@@ -515,6 +520,26 @@ fn add_path<W: Write>(
     if item.is_empty() {
         return Ok(());
     }
+    add_parameters(&mut item, path);
+    paths.add(path, &item.into())
+}
+
+/// A path whose requests are passed on, whatever their method and body.
+fn add_proxy<W: Write>(paths: &mut Members<'_, W>, path: &str, gvk: &Value) -> io::Result<()> {
+    let operation = json!({
+        "responses": {"200": {"description": "OK", "content": {"*/*": {"schema": {"type": "string"}}}}},
+        "x-kubernetes-action": "connect",
+        "x-kubernetes-group-version-kind": gvk,
+    });
+    let methods = ["delete", "get", "head", "options", "patch", "post", "put"];
+    let mut item: Map<String, Value> =
+        methods.map(|method| (method.to_owned(), operation.clone())).into_iter().collect();
+    add_parameters(&mut item, path);
+    paths.add(path, &item.into())
+}
+
+/// What stands in the path itself.
+fn add_parameters(item: &mut Map<String, Value>, path: &str) {
     let in_path: Vec<Value> = ["namespace", "name"]
         .iter()
         .filter(|name| path.contains(&format!("{{{name}}}")))
@@ -523,7 +548,6 @@ fn add_path<W: Write>(
     if !in_path.is_empty() {
         item.insert("parameters".to_owned(), in_path.into());
     }
-    paths.add(path, &item.into())
 }
 
 fn content(media_types: &[&str], schema: &str) -> Map<String, Value> {

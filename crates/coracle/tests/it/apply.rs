@@ -124,7 +124,8 @@ fn patches_in_three_ways() {
         user.check(&["patch", "deploy", "web", "-p", same], "deployment.apps/web patched (no change)");
         let scale =
             ["patch", "deploy", "web", "--subresource=scale", "--type=merge", "-p", r#"{"spec":{"replicas":0}}"#];
-        assert!(user.ok(&scale).ends_with("/web patched (no change)"));
+        // Upstream's Scale leaves out a count of none, so that setting it is a change.
+        assert!(user.ok(&scale).ends_with("/web patched"));
         user.fails(
             &["patch", "deploy", "web", "--type", "json", "-p", r#"[{"op":"test","path":"/spec/paused","value":1}]"#],
             "the server rejected our request",

@@ -110,6 +110,7 @@ impl Registry {
             )));
         }
         of.prune(&mut object);
+        of.settle_zeros(&mut object);
         match &application.strict {
             Some(status) => Err(status.clone()),
             None => Ok(object),

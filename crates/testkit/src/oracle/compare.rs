@@ -49,11 +49,23 @@ impl Tally {
 /// Every place at which the canonical answers to `request` differ.
 pub fn differences(subject: &Subject, request: &Request, upstream: &Value, ours: &Value) -> Vec<Difference> {
     let mut found = Vec::new();
-    walk(upstream, ours, String::new(), &mut found);
+    walk(&by_manager(upstream), &by_manager(ours), String::new(), &mut found);
     for difference in &mut found {
         difference.reason = accepted::reason(subject, request, difference, upstream, ours);
     }
     found
+}
+
+/// An answer with its managers by name: they stand in the order of their times, which differs where a second ends between two.
+fn by_manager(answer: &Value) -> Value {
+    let mut answer = answer.clone();
+    let managed = answer.get_mut("managed").and_then(Value::as_object_mut);
+    for entries in managed.into_iter().flat_map(Map::values_mut).filter_map(Value::as_array_mut) {
+        entries.sort_by_key(|entry| {
+            ["manager", "operation", "subresource", "apiVersion"].map(|name| entry[name].to_string())
+        });
+    }
+    answer
 }
 
 fn walk(upstream: &Value, ours: &Value, pointer: String, found: &mut Vec<Difference>) {
@@ -93,6 +105,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn managers_are_compared_by_name() {
+        let of = |names: [&str; 2]| json!({"managed": {"": names.map(|name| json!({"manager": name}))}});
+        assert_eq!(by_manager(&of(["b", "a"])), of(["a", "b"]));
+    }
 
     #[test]
     fn every_place_is_found() {
