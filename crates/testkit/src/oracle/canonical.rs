@@ -132,6 +132,10 @@ fn text(string: &str) -> String {
     out = mark_after(&out, "ResourceVersion in record (", |c| c.is_ascii_digit());
     out = mark_after(&out, "X509SHA256=", |c| c.is_ascii_hexdigit());
     out = out.replace('\u{a0}', " ");
+    if let Some((before, _)) = out.strip_suffix(" ago)").and_then(|rest| rest.rsplit_once('(')) {
+        // How long ago depends on when it is asked.
+        out = format!("{before}({MARK} ago)");
+    }
     if out.starts_with("the object provided is unrecognized")
         && let Some((before, _)) = out.split_once(" ({\"")
     {
