@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use figures::Figures;
+use testkit::interrupt::on_interrupt;
 
 /// Rounds of each bench, when nothing else is said: the whole run stays within a quarter of an hour.
 const ROUNDS: usize = 3;
@@ -176,21 +177,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 /// On Ctrl-C or SIGTERM everything is taken down before the process ends.
 fn end_whole_when_told_to() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-        });
+    on_interrupt(|| {
         if let Err(error) = side::clean() {
             eprintln!("bench: {error:#}");
         }
         std::process::exit(130);
-    });
-    Ok(())
+    })
 }
