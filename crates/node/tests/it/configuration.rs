@@ -151,8 +151,7 @@ async fn security_contexts_become_identities() {
         "Warning Failed: Error: container has runAsNonRoot and image will run as root (pod: \"careless_default(",
     )
     .await;
-    let status = bed.status("careless").await;
-    assert_eq!(states(&status)["main"], "CreateContainerConfigError");
+    bed.until("careless", "the reason", |status| states(status)["main"] == "CreateContainerConfigError").await;
     bed.finish().await;
 }
 

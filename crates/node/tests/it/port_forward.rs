@@ -14,10 +14,12 @@ use crate::spdy::{Client, upgrade};
 
 const PATH: &str = "/portForward/default/echo";
 
-/// A pod that sends back what it hears on port 7000, to one client after the other.
+/// A pod that sends back what it hears on port 7000, and listens without a gap between two clients.
 async fn echo(bed: &Bed) {
-    bed.script("echo", "while :; do busybox nc -l -p 7000 -e cat; done").await;
-    bed.until_ready("echo").await;
+    let serve =
+        "busybox nc -ll -p 7000 -e cat & until busybox nc 127.0.0.1 7000 </dev/null; do :; done; echo listening; wait";
+    bed.script("echo", serve).await;
+    bed.until_log("echo", "main", "listening").await;
 }
 
 /// Opens a pair of streams: the error's and the data's.
