@@ -31,7 +31,7 @@ impl Protocol {
 /// Where clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Frontend {
-    /// A cluster IP.
+    /// A cluster IP, or an address of a load balancer.
     Address(IpAddr, Protocol, u16),
     /// A port on every address of the node, for one family.
     NodePort { ipv4: bool, protocol: Protocol, port: u16 },
@@ -118,18 +118,35 @@ fn add_service(service: &Service, slices: &[&EndpointSlice], node: &str, all: &m
             let drop_when_empty = local && here.is_empty() && !found.usable(|_| true).is_empty();
             Backend { endpoints: here, affinity_seconds, drop_when_empty }
         };
+        let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
         let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
         for ip in &ips {
             all.insert(Frontend::Address(*ip, protocol, number), backend(ip.is_ipv4(), internal_local));
         }
         if let Some(node_port) = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) {
-            let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
             for ip in &ips {
                 let frontend = Frontend::NodePort { ipv4: ip.is_ipv4(), protocol, port: node_port };
                 all.insert(frontend, backend(ip.is_ipv4(), external_local));
             }
         }
+        for ip in balanced(service) {
+            // No one's load balancer takes another's cluster IP.
+            let frontend = Frontend::Address(ip, protocol, number);
+            all.entry(frontend).or_insert_with(|| backend(ip.is_ipv4(), external_local));
+        }
     }
+}
+
+/// The addresses of a load balancer whose packets come as they were sent.
+///
+/// Source: kubernetes `pkg/proxy/serviceport.go`, `newBaseServiceInfo`.
+fn balanced(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let is_one = service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer");
+    let status = service.status.as_ref().filter(|_| is_one).and_then(|status| status.load_balancer.as_ref());
+    let entries = status.into_iter().flat_map(|status| status.ingress.iter().flatten());
+    entries
+        .filter(|entry| entry.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|entry| entry.ip.as_deref()?.parse().ok())
 }
 
 struct Endpoint<'a> {
@@ -197,8 +214,12 @@ mod tests {
 
     use super::*;
 
-    fn check(service: Value, endpoints: &[Value], expected: Expect) {
-        let service = json!({"metadata": {"namespace": "rack", "name": "web"}, "spec": service});
+    fn check(spec: Value, endpoints: &[Value], expected: Expect) {
+        check_with(spec, json!({}), endpoints, expected);
+    }
+
+    fn check_with(spec: Value, status: Value, endpoints: &[Value], expected: Expect) {
+        let service = json!({"metadata": {"namespace": "rack", "name": "web"}, "spec": spec, "status": status});
         let slice = json!({
             "metadata": {"namespace": "rack", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
             "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
@@ -258,6 +279,22 @@ mod tests {
             expect![[r#"
                 Address(10.96.0.7, Tcp, 80) → [10.244.1.3:8080] for 10800s
                 NodePort { ipv4: true, protocol: Tcp, port: 30080 } → [] drop for 10800s
+            "#]],
+        );
+    }
+
+    #[test]
+    fn addresses_of_a_load_balancer_lead_to_its_endpoints() {
+        check_with(
+            json!({"clusterIPs": ["10.96.0.7"], "type": "LoadBalancer", "ports": [{"name": "http", "port": 80}]}),
+            json!({"loadBalancer": {"ingress": [
+                {"ip": "203.0.113.1", "ipMode": "VIP"}, {"ip": "203.0.113.2", "ipMode": "Proxy"},
+                {"hostname": "web.example"}, {"ip": "10.96.0.7", "ipMode": "VIP"},
+            ]}}),
+            &[endpoint("10.244.0.3", "here", json!({}))],
+            expect![[r#"
+                Address(10.96.0.7, Tcp, 80) → [10.244.0.3:8080]
+                Address(203.0.113.1, Tcp, 80) → [10.244.0.3:8080]
             "#]],
         );
     }

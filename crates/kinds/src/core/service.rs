@@ -20,7 +20,12 @@ pub fn kind() -> Kind {
             .warning(service_validation::warnings),
         subresources: vec![
             Subresource::proxy("ServiceProxyOptions"),
-            Subresource::status(Strategy::status().validating(service_validation::validate_status)),
+            Subresource::status(
+                Strategy::status()
+                    .defaulting(service_update::fill)
+                    .validating(service_validation::validate_status)
+                    .warning(service_validation::status_warnings),
+            ),
         ],
         columns: vec![
             Column::name(),

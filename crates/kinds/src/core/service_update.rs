@@ -18,7 +18,7 @@ use crate::value::{
 /// Keeps the status, drops what the new type has no use for, and keeps addresses and ports that were allotted.
 pub fn prepare(service: &mut Value, old: Option<&Value>) {
     keep_status(service, old, &json!({"loadBalancer": {}}));
-    if text(&service["spec"]["type"]) != "LoadBalancer"
+    if !is_load_balancer(&service["spec"])
         && let Some(status) = service.get_mut("status")
     {
         set(status, "loadBalancer", json!({}));
@@ -37,6 +37,10 @@ fn needs_cluster_ip(spec: &Value) -> bool {
 
 fn needs_node_port(spec: &Value) -> bool {
     matches!(text(&spec["type"]), "NodePort" | "LoadBalancer")
+}
+
+fn is_load_balancer(spec: &Value) -> bool {
+    text(&spec["type"]) == "LoadBalancer"
 }
 
 fn node_ports(spec: &Value) -> BTreeSet<i64> {
@@ -64,6 +68,13 @@ fn drop_type_dependent(new: &mut Value, old: &Value) {
     }
     if needs_node_port(old) && !needs_node_port(new) && unchanged(new, "externalTrafficPolicy") {
         remove(new, "externalTrafficPolicy");
+    }
+    if is_load_balancer(old) && !is_load_balancer(new) {
+        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if unchanged(new, field) {
+                remove(new, field);
+            }
+        }
     }
 }
 
@@ -248,6 +259,7 @@ pub fn fill(service: &mut Value) {
             "externalIPs",
             "externalName",
             "ipFamilies",
+            "loadBalancerIP",
             "ports",
             "publishNotReadyAddresses",
             "selector",
@@ -277,7 +289,12 @@ pub fn fill(service: &mut Value) {
     if matches!(text(&spec["type"]), "NodePort" | "LoadBalancer" | "ClusterIP") {
         default(spec, "internalTrafficPolicy", "Cluster");
     }
-    if text(&spec["type"]) == "LoadBalancer" {
+    if is_load_balancer(spec) {
         default(spec, "allocateLoadBalancerNodePorts", true);
+        for entry in items_mut(service["status"]["loadBalancer"].get_mut("ingress")) {
+            if !text(&entry["ip"]).is_empty() {
+                default(entry, "ipMode", "VIP");
+            }
+        }
     }
 }

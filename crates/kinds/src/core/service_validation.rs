@@ -29,6 +29,7 @@ pub fn validate(service: &Value, old: Option<&Value>) -> Vec<Error> {
     spec.child("type").one_of(&["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], &mut errors);
     node_ports(&spec, &mut errors);
     traffic_policies(&spec, &mut errors);
+    load_balancer(&spec, old.map(|old| &old["spec"]), &mut errors);
     not_built(&spec, &mut errors);
     if let Some(old) = old {
         unchanged_addresses(&spec, &old["spec"], &mut errors);
@@ -156,30 +157,43 @@ fn traffic_policies(spec: &Place<'_>, errors: &mut Vec<Error>) {
     internal.if_set_one_of(POLICIES, errors);
 }
 
+/// What only load balancers have. Whoever implements the class assigns the addresses: coracle itself has none to give.
+///
+/// Source: `validateLoadBalancerClassField`.
+fn load_balancer(spec: &Place<'_>, old: Option<&Value>, errors: &mut Vec<Error>) {
+    let is_one = spec.child("type").is("LoadBalancer");
+    let (allocate, class) = (spec.child("allocateLoadBalancerNodePorts"), spec.child("loadBalancerClass"));
+    if is_one {
+        if old.is_some_and(|old| text(&old["type"]) == "LoadBalancer" && old["loadBalancerClass"] != *class.value) {
+            errors.push(class.invalid("may not change once set"));
+        }
+        if class.is_set() {
+            class.keep(names::is_qualified_name, errors);
+        }
+        return;
+    }
+    let set = [allocate, class].into_iter().filter(Place::is_set);
+    errors.extend(set.map(|place| place.forbidden("may only be used when `type` is 'LoadBalancer'")));
+}
+
 /// Fields that upstream acts on and nothing here does.
 fn not_built(spec: &Place<'_>, errors: &mut Vec<Error>) {
-    let kind = spec.child("type");
-    if kind.is("LoadBalancer") {
-        errors.push(kind.forbidden(
-            "not supported yet by coracle: nothing assigns load balancer addresses; use NodePort, or an Ingress for HTTP",
-        ));
-    }
     for (field, why) in [
         ("externalIPs", "external addresses are not programmed"),
         ("trafficDistribution", "endpoints are not preferred by topology"),
-        ("loadBalancerIP", "nothing assigns load balancer addresses"),
-        ("loadBalancerClass", "nothing assigns load balancer addresses"),
-        ("loadBalancerSourceRanges", "nothing assigns load balancer addresses"),
-        ("healthCheckNodePort", "nothing assigns load balancer addresses"),
+        ("loadBalancerSourceRanges", "sources are not told apart"),
+        ("healthCheckNodePort", "nothing answers health checks of load balancers"),
     ] {
         let place = spec.child(field);
         if !place.is_empty() && place.value.as_i64() != Some(0) {
             errors.push(place.forbidden(format!("not supported yet by coracle: {why}")));
         }
     }
-    let allocate = spec.child("allocateLoadBalancerNodePorts");
-    if allocate.is_set() && !kind.is("LoadBalancer") {
-        errors.push(allocate.forbidden("may only be used when `type` is 'LoadBalancer'"));
+    let policy = spec.child("externalTrafficPolicy");
+    if spec.child("type").is("LoadBalancer") && policy.is("Local") {
+        errors.push(policy.forbidden(
+            "not supported yet by coracle for load balancers: nothing answers their health checks; use Cluster",
+        ));
     }
 }
 
@@ -288,7 +302,6 @@ fn list_unchanged(spec: &Place<'_>, old: &Value, field: &str, one: &str, errors:
     }
 }
 
-/// Source: kubernetes `pkg/api/service/warnings.go`.
 /// Source: kubernetes `pkg/apis/core/validation/validation.go`, `ValidateLoadBalancerStatus`.
 pub fn validate_status(service: &Value, _old: Option<&Value>) -> Vec<Error> {
     let root = Place::root(service);
@@ -296,10 +309,36 @@ pub fn validate_status(service: &Value, _old: Option<&Value>) -> Vec<Error> {
     let mut errors = Vec::new();
     if !root.child("spec").child("type").is("LoadBalancer") && !ingress.is_empty() {
         errors.push(ingress.forbidden("may only be used when `spec.type` is 'LoadBalancer'"));
+        return errors;
+    }
+    for entry in ingress.items() {
+        let (ip, mode, hostname) = (entry.child("ip"), entry.child("ipMode"), entry.child("hostname"));
+        if !ip.is_empty() {
+            ip.keep(names::is_ip_for_legacy_field, &mut errors);
+        }
+        match (ip.is_empty(), mode.is_set()) {
+            (false, false) => errors.push(mode.required("must be specified when `ip` is set")),
+            (true, true) => errors.push(mode.forbidden("may not be specified when `ip` is not set")),
+            _ => mode.if_set_one_of(&["Proxy", "VIP"], &mut errors),
+        }
+        if !hostname.is_empty() {
+            hostname.keep(names::is_dns1123_subdomain, &mut errors);
+            if hostname.text().parse::<IpAddr>().is_ok() {
+                errors.push(hostname.invalid("must be a DNS name, not an IP address"));
+            }
+        }
     }
     errors
 }
 
+/// Source: kubernetes `pkg/registry/core/service/strategy.go`, `serviceStatusStrategy`.
+pub fn status_warnings(service: &Value, _old: Option<&Value>) -> Vec<String> {
+    let ingress = Place::root(service).child("status").child("loadBalancer").child("ingress");
+    let ips = ingress.items().filter_map(|entry| names::ip_warning(&entry.path, entry.child("ip").text()));
+    ips.collect()
+}
+
+/// Source: kubernetes `pkg/api/service/warnings.go`.
 pub fn warnings(service: &Value, _old: Option<&Value>) -> Vec<String> {
     let spec = Place::root(service).child("spec");
     let mut warnings: Vec<String> = spec

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use kinds::core::service_update::init_families;
 use serde_json::{Value, json};
 
-use crate::{check, check_part, check_update, check_warnings, created, kind_of, run, yaml};
+use crate::{check, check_part, check_update, check_warnings, created, kind_of, run, status_strategy, yaml};
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -110,12 +110,13 @@ fn external_names() {
 fn what_nothing_acts_on_is_refused() {
     check(
         &service(
-            "{type: LoadBalancer, ports: [{port: 1}], externalIPs: [192.0.2.1], trafficDistribution: PreferClose}",
+            "{type: LoadBalancer, ports: [{port: 1}], externalIPs: [192.0.2.1], trafficDistribution: PreferClose, loadBalancerSourceRanges: [10.0.0.0/8], externalTrafficPolicy: Local}",
         ),
         expect![[r#"
-            spec.type: Forbidden: not supported yet by coracle: nothing assigns load balancer addresses; use NodePort, or an Ingress for HTTP
             spec.externalIPs: Forbidden: not supported yet by coracle: external addresses are not programmed
-            spec.trafficDistribution: Forbidden: not supported yet by coracle: endpoints are not preferred by topology"#]],
+            spec.trafficDistribution: Forbidden: not supported yet by coracle: endpoints are not preferred by topology
+            spec.loadBalancerSourceRanges: Forbidden: not supported yet by coracle: sources are not told apart
+            spec.externalTrafficPolicy: Forbidden: not supported yet by coracle for load balancers: nothing answers their health checks; use Cluster"#]],
     );
     check(
         &service(
@@ -338,5 +339,70 @@ fn ingress_classes() {
         class,
         &class.replace("ingress}", "other}"),
         expect![[r#"spec.controller: Invalid value: "coracle.dev/other": field is immutable"#]],
+    );
+}
+
+#[test]
+fn load_balancers_are_left_to_whoever_implements_their_class() {
+    let balanced =
+        "{type: LoadBalancer, loadBalancerClass: example.com/vip, loadBalancerIP: 192.0.2.7, ports: [{port: 1}]}";
+    check(&service(balanced), expect!["no errors"]);
+    check_part(
+        &service(balanced),
+        "/spec/allocateLoadBalancerNodePorts",
+        expect![[r#"
+        true
+    "#]],
+    );
+    check_update(
+        &service(balanced),
+        &service("{type: LoadBalancer, loadBalancerClass: other, ports: [{port: 1}]}"),
+        expect![[r#"spec.loadBalancerClass: Invalid value: "other": may not change once set"#]],
+    );
+    check(
+        &service("{loadBalancerClass: a, allocateLoadBalancerNodePorts: false, ports: [{port: 1}]}"),
+        expect![[r#"
+            spec.allocateLoadBalancerNodePorts: Forbidden: may only be used when `type` is 'LoadBalancer'
+            spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'"#]],
+    );
+    // A change of type takes with it what the client left as it was.
+    let old = created(yaml(&service(balanced)));
+    let mut new = old.clone();
+    new["spec"]["type"] = json!("ClusterIP");
+    let new = run(&kind_of(&old).strategy, new, Some(&old)).expect("no errors");
+    assert_eq!(
+        (&new["spec"]["loadBalancerClass"], &new["spec"]["externalTrafficPolicy"]),
+        (&Value::Null, &Value::Null)
+    );
+}
+
+#[test]
+fn addresses_of_load_balancers() {
+    let check = |spec: &str, ingress: Value, expect: Expect| {
+        let old = created(yaml(&service(spec)));
+        let mut new = old.clone();
+        new["status"]["loadBalancer"]["ingress"] = ingress;
+        let new = run(status_strategy(&kind_of(&old)), new, Some(&old));
+        expect.assert_eq(&new.map_or_else(|errors| errors, |new| new["status"]["loadBalancer"].to_string()));
+    };
+    let balanced = "{type: LoadBalancer, ports: [{port: 1}]}";
+    check(
+        balanced,
+        json!([{"ip": "203.0.113.1"}, {"hostname": "a.example"}]),
+        expect![[r#"{"ingress":[{"ip":"203.0.113.1","ipMode":"VIP"},{"hostname":"a.example"}]}"#]],
+    );
+    check(
+        balanced,
+        json!([{"ip": "x"}, {"ip": "203.0.113.1", "ipMode": "Odd"}, {"hostname": "1.2.3.4", "ipMode": "VIP"}]),
+        expect![[r#"
+            status.loadBalancer.ingress[0].ip: Invalid value: "x": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)
+            status.loadBalancer.ingress[1].ipMode: Unsupported value: "Odd": supported values: "Proxy", "VIP"
+            status.loadBalancer.ingress[2].ipMode: Forbidden: may not be specified when `ip` is not set
+            status.loadBalancer.ingress[2].hostname: Invalid value: "1.2.3.4": must be a DNS name, not an IP address"#]],
+    );
+    check(
+        "{ports: [{port: 1}]}",
+        json!([{"ip": "203.0.113.1"}]),
+        expect!["status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is 'LoadBalancer'"],
     );
 }
