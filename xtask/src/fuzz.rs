@@ -21,6 +21,7 @@ pub fn run(arguments: &[String]) -> Result {
     let targets = targets(&root())?;
     let wanted = Wanted::parse(arguments, &targets)?;
     tools()?;
+    run_command(cargo_fuzz("build").args(&wanted.target)).map_err(|error| format!("could not build: {error}"))?;
     let chosen = targets.iter().filter(|target| wanted.target.as_ref().is_none_or(|only| only == *target));
     let mut failed = Vec::new();
     for target in chosen {
@@ -86,12 +87,18 @@ fn tools() -> Result {
     Ok(())
 }
 
+fn cargo_fuzz(verb: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(root()).args(["+nightly", "fuzz", verb, "--target-dir", "target/fuzz"]);
+    command
+}
+
 fn fuzz(target: &str, seconds: u32) -> Result {
     let root = root();
     let collected = root.join("target/fuzz/corpus").join(target);
     fs::create_dir_all(&collected).map_err(|error| format!("could not make {}: {error}", collected.display()))?;
-    let mut command = Command::new("cargo");
-    command.current_dir(&root).args(["+nightly", "fuzz", "run", target, "--target-dir", "target/fuzz"]);
+    let mut command = cargo_fuzz("run");
+    command.arg(target);
     // libFuzzer adds to the first corpus alone.
     command.args([&collected, &root.join("fuzz/corpus").join(target)]).arg("--");
     command.args([

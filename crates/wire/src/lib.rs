@@ -3,3 +3,4 @@
 pub mod dns;
 pub mod edge;
 pub mod spdy;
+pub mod tls;
