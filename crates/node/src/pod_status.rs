@@ -93,7 +93,7 @@ impl Machine {
     }
 
     /// Whether no container of the pod will run any more.
-    fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         self.stop.is_some() && self.slots.iter().all(|slot| slot.state == State::Idle)
     }
 
@@ -225,7 +225,8 @@ impl Machine {
             .collect();
         let all: Vec<&ContainerStatus> = init.iter().chain(main).collect();
         let sandbox = match self.sandbox {
-            Sandbox::Ready => Verdict::yes(),
+            // It goes with the last container.
+            Sandbox::Ready if !self.has_ended() => Verdict::yes(),
             _ if self.recreated || !self.ips.is_empty() => {
                 Verdict::no("PodSandboxNotReady", "pod sandbox is not ready".to_owned())
             }

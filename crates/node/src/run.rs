@@ -302,7 +302,7 @@ impl Loop {
             }
             (Ok(()), Some(found)) => {
                 info!(pod = uid, containers = found.containers.len(), "pod adopted");
-                let adopted = adopted(&pod, &found, &mut past);
+                let adopted = adopted(&self.shared.roots, &pod, &found, &mut past);
                 let half_made = adopted.containers.is_empty() && !has_addresses(&pod);
                 #[cfg(feature = "planted")]
                 let half_made = half_made || planted::on(planted::Bug::RestartOnAdoption);
@@ -419,7 +419,7 @@ fn started_here(pod: &Pod) -> bool {
     pod.status.as_ref().is_some_and(|status| status.start_time.is_some())
 }
 
-fn adopted(pod: &Pod, found: &AdoptedPod, past: &mut Past) -> Adopted {
+fn adopted(roots: &Roots, pod: &Pod, found: &AdoptedPod, past: &mut Past) -> Adopted {
     let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
     let mut containers = Vec::new();
     for container in &found.containers {
@@ -443,7 +443,7 @@ fn adopted(pod: &Pod, found: &AdoptedPod, past: &mut Past) -> Adopted {
             }
             ContainerState::Exited(exit) => {
                 let started = exit.started_at.unwrap_or(exit.finished_at);
-                containers.push(run(time(started), Some(worker::machine_exit(&plan.id, exit))));
+                containers.push(run(time(started), Some(worker::machine_exit(roots, pod, plan, exit))));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use client::{Client, DeleteOptions, PatchType, Resource};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 use crate::pod_status::OWNED;
@@ -39,6 +39,8 @@ const FIELDS: [&str; 16] = [
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
     pub status: PodStatus,
+    /// No container will run any more: the status says how each ended.
+    pub ended: bool,
     /// Nothing of the pod is left and it is to be deleted: the object may go.
     pub remove: bool,
 }
@@ -97,12 +99,18 @@ fn addresses(before: &Value, after: &Value) -> Value {
 
 /// Writes every change of `desired` until it is told to remove the pod and has, or its sender is gone.
 ///
-/// Failures are tried again with growing delays; what changes meanwhile is told together.
-pub async fn keep_told(client: Client, pod: Pod, mut desired: watch::Receiver<Option<Desired>>) {
+/// Failures are tried again with growing delays; what changes meanwhile is told together. `end_told` is used, or dropped by the
+/// return, when the API knows the pod's end or has lost the pod.
+pub async fn keep_told(
+    client: Client,
+    pod: Pod,
+    mut desired: watch::Receiver<Option<Desired>>,
+    end_told: oneshot::Sender<()>,
+) {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let (namespace, name, uid) = (text(&pod.metadata.namespace), text(&pod.metadata.name), text(&pod.metadata.uid));
     let mut told = pod.status.clone().unwrap_or_default();
-    let mut delay = FIRST_RETRY;
+    let (mut delay, mut end_told) = (FIRST_RETRY, Some(end_told));
     loop {
         let next = desired.borrow_and_update().clone();
         let outcome = match &next {
@@ -113,6 +121,10 @@ pub async fn keep_told(client: Client, pod: Pod, mut desired: watch::Receiver<Op
             Outcome::Gone => return,
             Outcome::Done => {
                 delay = FIRST_RETRY;
+                if next.is_some_and(|next| next.ended) {
+                    // The worker is gone only when the pod is.
+                    end_told.take().map(|told| told.send(()).ok());
+                }
                 if desired.changed().await.is_err() {
                     return;
                 }

@@ -93,6 +93,8 @@ pub enum Event {
     },
     /// What became of [`Effect::Resize`].
     Resized(Resized),
+    /// The API has acknowledged a status of [`Machine::has_ended`], or has lost the pod.
+    EndTold,
     /// Time passed.
     Tick,
 }
@@ -282,6 +284,8 @@ pub struct Machine {
     pub(crate) conditions: Vec<PodCondition>,
     pub(crate) deadline: Option<Timestamp>,
     pub(crate) finished: bool,
+    /// The API knows how every container ended.
+    end_told: bool,
     /// The pod was refused by the node.
     pub(crate) rejected: bool,
     pub(crate) resize: Resize,
@@ -351,6 +355,7 @@ impl Machine {
             conditions: status.conditions.clone().unwrap_or_default(),
             deadline: None,
             finished: false,
+            end_told: false,
             rejected: false,
             resize: Resize::None,
             resumed: false,
@@ -397,7 +402,10 @@ impl Machine {
     fn apply(&mut self, event: Event, now: Timestamp) {
         match event {
             Event::Updated(pod) => self.updated(pod, now),
-            Event::Removed => self.begin_stop(SignedDuration::from_secs(1), None, now),
+            Event::Removed => {
+                self.end_told = true;
+                self.begin_stop(SignedDuration::from_secs(1), None, now);
+            }
             Event::Evicted { reason, message, grace } => self.begin_stop(grace, Some((reason, message)), now),
             Event::VolumesReady => (self.volumes, self.volume_failures) = (Volumes::Ready, 0),
             Event::VolumesFailed => {
@@ -429,6 +437,7 @@ impl Machine {
             Event::Exited { container, exit } => self.exited(&container, exit),
             Event::Probed { container, id, kind, healthy } => self.probed(&container, &id, kind, healthy, now),
             Event::Resized(resized) => self.resized(resized, now),
+            Event::EndTold => self.end_told = true,
             Event::Tick => {}
         }
     }
@@ -634,6 +643,11 @@ fn adopt_runs(slot: &mut Slot, before: Option<&ContainerStatus>, runs: &[&Adopte
 
 pub(crate) fn container_of<'a>(spec: &'a k8s_openapi::api::core::v1::PodSpec, name: &str) -> Option<&'a Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
+}
+
+/// The container of that name in whichever list.
+pub(crate) fn any_container(spec: &k8s_openapi::api::core::v1::PodSpec, name: &str) -> Option<Container> {
+    container_of(spec, name).cloned().or_else(|| named(&ephemeral_containers(spec), name).cloned())
 }
 
 fn named<'a>(containers: &'a [Container], name: &str) -> Option<&'a Container> {

@@ -1,6 +1,8 @@
 //! The pass that takes a pod down, and the stages by which a container is stopped.
 //!
-//! Source: kuberuntime_container.go, `killContainer`; kuberuntime_termination_order.go; pod_workers.go.
+//! Source: kuberuntime_container.go, `killContainer`; kuberuntime_termination_order.go; pod_workers.go. How containers ended is
+//! kept until the API knows: upstream's dead containers stay until the object is gone, and the object until its phase is told
+//! (kuberuntime_gc.go, `evictContainers`; status_manager.go, `canBeDeleted`).
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -203,6 +205,10 @@ impl Machine {
         self.advance_stopping_containers(now);
         let busy = self.slots.iter().any(|slot| slot.state != State::Idle);
         if busy || self.sandbox == Sandbox::Creating || self.volumes == Volumes::Mounting {
+            return;
+        }
+        // The shim remembers how the containers ended, for whoever comes after a main that dies now.
+        if !self.end_told {
             return;
         }
         match self.sandbox {

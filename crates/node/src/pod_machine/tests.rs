@@ -47,6 +47,7 @@ impl Script {
             "sandbox-gone" => Event::SandboxGone,
             "volumes-gone" => Event::VolumesGone,
             "lost" => Event::SandboxLost,
+            "told" => Event::EndTold,
             "image" => Event::ImageReady { container: container(), image_id: "sha256:1".to_owned() },
             "no-image" => Event::ImageFailed {
                 container: container(),
@@ -264,7 +265,7 @@ fn deletion_signals_then_kills_then_cleans_up() {
     after_start(
         one(json!({"lifecycle": {"preStop": {"exec": {"command": ["x"]}}}})),
         &["image a", "start a"],
-        &["delete 10", "wait 4", "pre-stop a", "wait 6", "exit a 137", "sandbox-gone", "volumes-gone"],
+        &["delete 10", "wait 4", "pre-stop a", "wait 6", "exit a 137", "told", "sandbox-gone", "volumes-gone"],
         expect![[r#"
             delete 10
                 Killing: Stopping container a
@@ -279,6 +280,8 @@ fn deletion_signals_then_kills_then_cleans_up() {
                 signal a Kill
               = Running a:running*0sr
             exit a 137
+              = Failed a:exit137*0
+            told
                 RemoveSandbox
               = Failed a:exit137*0
             sandbox-gone
@@ -289,6 +292,24 @@ fn deletion_signals_then_kills_then_cleans_up() {
               = Failed a:exit137*0
         "#]],
     );
+}
+
+/// Whoever comes after a main that dies now finds in the shim how the container ended.
+#[test]
+fn nothing_goes_before_the_api_knows_the_end() {
+    let removes = |effects: &[Effect]| effects.contains(&Effect::RemoveSandbox);
+    for last in [Event::EndTold, Event::Removed] {
+        let mut spec = one(json!({}));
+        spec["restartPolicy"] = json!("Never");
+        let mut script = after_start(spec, &["image a", "start a", "exit a 7"], &[], expect![""]);
+        for line in ["delete 1", "wait 600"] {
+            let event = script.event(&line.split(' ').collect::<Vec<_>>());
+            assert!(!removes(&script.machine.step(event, script.now)), "{line}");
+        }
+        let status = script.machine.status(&[], script.now);
+        assert_eq!(status.phase.as_deref(), Some("Failed"));
+        assert!(removes(&script.machine.step(last, script.now)));
+    }
 }
 
 #[test]
@@ -331,6 +352,7 @@ fn init_containers_run_in_order_and_sidecars_stay() {
             "start a",
             "exit a 0",
             "exit s 143",
+            "told",
             "sandbox-gone",
             "volumes-gone",
         ],
@@ -364,6 +386,8 @@ fn init_containers_run_in_order_and_sidecars_stay() {
               = Running i:exit0*0r s:running*0sr a:exit0*0
             exit s 143
                 unprobe s Startup
+              = Succeeded i:exit0*0r s:exit143*0 a:exit0*0
+            told
                 RemoveSandbox
               = Succeeded i:exit0*0r s:exit143*0 a:exit0*0
             sandbox-gone
@@ -419,7 +443,6 @@ fn a_failed_init_container_fails_the_pod_that_never_restarts() {
         &["exit i 1"],
         expect![[r#"
             exit i 1
-                RemoveSandbox
               = Failed i:exit1*0 a:PodInitializing*0
         "#]],
     );
@@ -555,7 +578,6 @@ fn the_active_deadline_fails_the_pod() {
                 signal a Stop
               = Running a:running*0sr
             exit a 143
-                RemoveSandbox
               = Failed/DeadlineExceeded a:exit143*0
         "#]],
     );
@@ -596,7 +618,6 @@ fn deletion_waits_for_a_start_under_way() {
                 signal a Stop
               = Running a:running*0
             exit a 0
-                RemoveSandbox
               = Succeeded a:exit0*0
         "#]],
     );
@@ -695,9 +716,10 @@ fn rejection_is_told_and_nothing_runs() {
     let now = Timestamp::from_second(1_800_000_000).unwrap();
     let mut machine = Machine::reject(Arc::new(pod(one(json!({})))), "OutOfcpu", "too much", now);
     let effects = machine.step(Event::Tick, now);
-    assert_eq!(effects, [Effect::RemoveSandbox], "what an earlier life left is removed, nothing is made");
+    assert_eq!(effects, [], "nothing is made");
     let status = machine.status(&[], now);
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
+    assert_eq!(machine.step(Event::EndTold, now), [Effect::RemoveSandbox], "what an earlier life left is removed");
 }
 
 #[test]

@@ -9,21 +9,23 @@ mod sandbox;
 mod storage;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use image::store::Image;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{mpsc, watch};
+use runtime::plan::ContainerPlan;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::events::PodEvents;
-use crate::pod_machine::{Effect, Event, Exit, Machine, ProbeKind, Signal, Started};
+use crate::pod_machine::{Effect, Event, Exit, Machine, ProbeKind, Signal, Started, any_container};
 use crate::probes;
-use crate::shared::{Known, Shared};
+use crate::shared::{Known, Roots, Shared};
 use crate::sources::PodSources;
 use crate::status::{self, Desired};
 use crate::tokens::Tokens;
@@ -137,9 +139,10 @@ pub fn spawn(
         machine,
         shared,
     };
-    let writer = status::keep_told(worker.shared.client.clone(), Pod::clone(&pod), told);
+    let (acknowledged, end_told) = oneshot::channel();
+    let writer = status::keep_told(worker.shared.client.clone(), Pod::clone(&pod), told, acknowledged);
     tasks.spawn(async move {
-        cancel.run_until_cancelled(worker.run(messages, updates, writer)).await;
+        cancel.run_until_cancelled(worker.run(messages, updates, writer, end_told)).await;
         uid
     });
     Handle { pods, mailbox }
@@ -151,9 +154,10 @@ impl Worker {
         mut messages: mpsc::Receiver<Message>,
         mut updates: watch::Receiver<Arc<Pod>>,
         writer: impl Future<Output = ()>,
+        mut end_told: oneshot::Receiver<()>,
     ) {
         tokio::pin!(writer);
-        let mut written = false;
+        let (mut written, mut acknowledged) = (false, false);
         self.watch_sources();
         self.step(Event::Tick);
         while !(self.machine.is_finished() && self.gone) {
@@ -171,6 +175,10 @@ impl Worker {
                     written = true;
                     debug!(pod = self.uid, "nothing left to tell");
                     None
+                }
+                _ = &mut end_told, if !acknowledged => {
+                    acknowledged = true;
+                    Some(Event::EndTold)
                 }
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => Some(Event::Tick),
                 () = tokio::time::sleep(refresh.unwrap_or_default()), if refresh.is_some() => {
@@ -296,9 +304,10 @@ impl Worker {
         let now = self.shared.now();
         let status = self.machine.status(&self.shared.node_ips, now);
         let pod = self.machine.pod().clone();
+        let ended = self.machine.has_ended();
         let remove = self.machine.is_finished() && pod.metadata.deletion_timestamp.is_some();
         self.shared.registry.set(&self.uid, Known { pod, status: status.clone() });
-        let next = Some(Desired { status, remove });
+        let next = Some(Desired { status, ended, remove });
         self.desired.send_if_modified(|desired| {
             let changed = *desired != next;
             *desired = next;
@@ -505,7 +514,10 @@ pub(crate) async fn remove_orphan(shared: &Shared, uid: &str) {
     storage::forget_uid(&shared.roots, uid).await;
 }
 
-/// The machine's words for how a run ended.
-pub(crate) fn machine_exit(id: &str, exit: &runtime::plan::Exit) -> Exit {
-    launch::ended(id, exit, exit.message.clone())
+/// The machine's words for how a run of an adopted pod ended.
+pub(crate) fn machine_exit(roots: &Roots, pod: &Pod, run: &ContainerPlan, exit: &runtime::plan::Exit) -> Exit {
+    let dir = roots.pod(pod.metadata.uid.as_deref().unwrap_or_default());
+    let spec = pod.spec.as_ref().and_then(|spec| any_container(spec, &run.name));
+    let log = roots.logs(pod).join(run.log_path.as_deref().unwrap_or(Path::new("")));
+    launch::ended(&run.id, exit, launch::termination_message(&dir, spec.as_ref(), &run.id, exit, &log))
 }

@@ -1,6 +1,6 @@
 //! A cluster of one node for each test: server over memory, runtime, images, directories and cgroup root of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -23,7 +23,7 @@ use node::shared::{Registry, Roots};
 use runtime::Runtime;
 use serde_json::{Value, json};
 use server::admission::node_restriction::NodeRestriction;
-use server::admit::Chain;
+use server::admit::{AdmissionAttributes, Chain, Plugin};
 use server::authz;
 use server::hooks::{NodeAddress, NodeDialer, Stream, TokenAsk, TokenIssuer};
 use server::identity::{Decision, Everybody, User};
@@ -45,6 +45,7 @@ pub struct Bed {
     pub dir: PathBuf,
     pub runtime: Runtime,
     pub registry: Registry,
+    pub deaf: Deaf,
     dialer: Dialer,
     images: ImageStore,
     runtime_config: runtime::Config,
@@ -143,6 +144,25 @@ impl NodeDialer for Dialer {
     }
 }
 
+/// Refuses to write the status of these pods, as a full disk does.
+#[derive(Clone, Default)]
+pub struct Deaf(pub Arc<Mutex<BTreeSet<String>>>);
+
+impl Plugin for Deaf {
+    fn name(&self) -> &'static str {
+        "Deaf"
+    }
+
+    fn validate<'a>(
+        &'a self,
+        at: &'a AdmissionAttributes<'a>,
+        _: Option<&'a Value>,
+    ) -> server::identity::BoxFuture<'a, Result<(), api::status::Status>> {
+        let refused = at.subresource == "status" && self.0.lock().unwrap().contains(at.name);
+        Box::pin(async move { if refused { Err(api::status::Status::internal("no space left")) } else { Ok(()) } })
+    }
+}
+
 /// busybox with its applets, run by nobody in particular.
 pub fn busybox() -> BuiltImage {
     let program = fs::read("/bin/busybox").expect("the package busybox-static is installed");
@@ -185,8 +205,9 @@ impl Bed {
             Arc::new(Timestamp::now),
             Arc::new(move |out| ring::rand::SecureRandom::fill(&random, out).expect("the kernel gives randomness")),
         );
+        let deaf = Deaf::default();
         config.tokens = Arc::new(Numbered::default());
-        config.admission = Chain(vec![Box::new(NodeRestriction)]);
+        config.admission = Chain(vec![Box::new(NodeRestriction), Box::new(deaf.clone())]);
         let dialer = Dialer::default();
         config.node_dialer = Arc::new(dialer.clone());
         let server = Server::new(config);
@@ -214,6 +235,7 @@ impl Bed {
             dir,
             runtime,
             registry: Registry::default(),
+            deaf,
             dialer,
             images,
             runtime_config,

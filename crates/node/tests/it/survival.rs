@@ -4,11 +4,36 @@ use client::DeleteOptions;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::json;
 
-use crate::bed::{Bed, PODS, is_ready, states};
+use crate::bed::{Bed, PODS, is_ready, states, wait_for};
 
 fn container(status: &PodStatus) -> (Option<String>, i32) {
     let container = &status.container_statuses.as_ref().unwrap()[0];
     (container.container_id.clone(), container.restart_count)
+}
+
+/// Ends with 9 when it is told to.
+const WAITS: &str = "while ! test -e /tmp/go; do sleep 0.02; done; echo bye > /dev/termination-log; exit 9";
+
+/// The uid of a pod that is Ready, and the id of its container.
+async fn run_of(bed: &Bed, name: &str) -> (String, String) {
+    let status = bed.until_ready(name).await;
+    let uid = bed.client.get::<Pod>("default", name).await.unwrap().metadata.uid.unwrap();
+    (uid, container(&status).0.unwrap().trim_start_matches("coracle://").to_owned())
+}
+
+/// Tells a container that [`WAITS`] to end.
+async fn end(runtime: &runtime::Runtime, (uid, id): &(String, String)) {
+    let plan = runtime::plan::ExecPlan {
+        args: vec!["sh".into(), "-c".into(), "echo > /tmp/go".into()],
+        stdin: false,
+        tty: false,
+    };
+    let exec = runtime.exec(uid, id, plan).await.unwrap();
+    assert_eq!(exec.exit.await.unwrap(), 0);
+}
+
+fn last_words(status: &PodStatus) -> Option<String> {
+    status.container_statuses.as_ref()?[0].state.as_ref()?.terminated.as_ref()?.message.clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -42,22 +67,39 @@ async fn a_restart_of_the_node_shows_nowhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exits_while_nobody_watched_are_told() {
     let mut bed = Bed::new().await;
-    bed.script("brief", "while ! test -e /tmp/go; do sleep 0.02; done; exit 9").await;
-    let status = bed.until_ready("brief").await;
-    let uid = bed.client.get::<Pod>("default", "brief").await.unwrap().metadata.uid.unwrap();
-    let id = container(&status).0.unwrap().trim_start_matches("coracle://").to_owned();
+    bed.script("brief", WAITS).await;
+    let run = run_of(&bed, "brief").await;
     let runtime = bed.runtime.clone();
     bed.stop_node().await;
-    let plan = runtime::plan::ExecPlan {
-        args: vec!["sh".into(), "-c".into(), "echo > /tmp/go".into()],
-        stdin: false,
-        tty: false,
-    };
-    let exec = runtime.exec(&uid, &id, plan).await.unwrap();
-    assert_eq!(exec.exit.await.unwrap(), 0);
+    end(&runtime, &run).await;
     bed.restart_node().await;
     let status = bed.until_phase("brief", "Failed").await;
-    assert_eq!(states(&status)["main"], "Error 9");
+    assert_eq!((states(&status)["main"].as_str(), last_words(&status).as_deref()), ("Error 9", Some("bye\n")));
+    bed.finish().await;
+}
+
+/// A disk was full, and main was killed before it was not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_could_not_be_told_is_told_by_the_next() {
+    let mut bed = Bed::new().await;
+    bed.script("brief", WAITS).await;
+    let run = run_of(&bed, "brief").await;
+    bed.deaf.0.lock().unwrap().insert("brief".to_owned());
+    end(&bed.runtime, &run).await;
+    wait_for("the end", async || {
+        let known = bed.registry.all();
+        known.iter().any(|known| known.status.phase.as_deref() == Some("Failed"))
+    })
+    .await;
+    // A whole life of another pod: if anything of the first were to go, it would have gone.
+    bed.script("later", "exit 0").await;
+    bed.until_phase("later", "Succeeded").await;
+    bed.delete("later", 1).await;
+    bed.until_gone("later").await;
+    bed.restart_node().await;
+    bed.deaf.0.lock().unwrap().clear();
+    let status = bed.until_phase("brief", "Failed").await;
+    assert_eq!((states(&status)["main"].as_str(), last_words(&status).as_deref()), ("Error 9", Some("bye\n")));
     bed.finish().await;
 }
 
