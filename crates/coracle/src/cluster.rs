@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -120,6 +121,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()?;
     fs::rename(&new, path)?;
     fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// Makes a directory that only root may enter; one that exists is left as it is.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn private_dir(dir: &Path) -> Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir).with_context(|| format!("could not create {}", dir.display()))
 }
 
 #[cfg(test)]

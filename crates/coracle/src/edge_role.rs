@@ -16,8 +16,8 @@ use tracing::{info, warn};
 use wire::edge::LOG_LIMIT;
 
 use crate::admin;
+use crate::cluster::private_dir;
 use crate::config::Config;
-use crate::serve;
 
 /// A user that owns nothing on this machine. Debian and its kin leave 60000 and above to administrators; systemd's
 /// `DynamicUser` begins at 61184.
@@ -53,7 +53,7 @@ pub fn main() -> Result<std::process::ExitCode> {
 pub async fn keep(config: &Config, runtime: &Runtime, cancel: CancellationToken) -> Result<()> {
     let directory =
         control_path(config).parent().map(Path::to_owned).context("the control socket lies in a directory")?;
-    serve::private_dir(&directory)?;
+    private_dir(&directory)?;
     let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -44,7 +43,7 @@ use tracing::info;
 use crate::admin::{self, Admin};
 use crate::bootstrap::{self, Wanted};
 use crate::clock::clock;
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, private_dir};
 use crate::config::Config;
 use crate::edge_role;
 use crate::kubeconfig;
@@ -52,8 +51,6 @@ use crate::kubelet;
 use crate::node_dialer::TlsDialer;
 use crate::sockets;
 
-/// Where the edge answers DNS on the node; the service address leads there. Hosts often have a resolver on 53 already.
-pub const DNS_PORT: u16 = 10053;
 /// One file of the audit log; as much again is kept of what was before.
 const AUDIT_LIMIT: u64 = 32 << 20;
 /// The cluster's DNS is the tenth address of the service range, where everybody looks for it.
@@ -174,15 +171,6 @@ async fn start(config: &Config, tasks: &mut Tasks, cancel: &CancellationToken) -
     ));
     info!(node = cell.cluster.node_name, "server is up");
     Ok(Kept { store, images })
-}
-
-/// Makes a directory that only root may enter; one that exists is left as it is.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn private_dir(dir: &std::path::Path) -> Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(dir).with_context(|| format!("could not create {}", dir.display()))
 }
 
 /// The API server, and what the node's own API shares with it.
@@ -331,7 +319,7 @@ fn wanted(cell: &Cell) -> Result<Wanted> {
         node_ips: cell.node_ips.clone(),
         api_port: cell.config.api_port,
         dns_ips: ranges.iter().map(|range| range.nth(DNS_OFFSET)).collect(),
-        dns_port: DNS_PORT,
+        dns_port: sockets::DNS_PORT,
         node_name: cell.cluster.node_name.clone(),
     })
 }
@@ -355,7 +343,7 @@ fn start_network(cell: &Cell, server: &Arc<Server>, host_ports: &HostPorts, task
         ranges: net::table::Ranges {
             pods: cell.cluster.pod_ranges()?,
             services: cell.cluster.service_ranges()?,
-            hidden_port: Some(DNS_PORT),
+            hidden_port: Some(sockets::DNS_PORT),
         },
         host_ports: host_ports.clone(),
         ready,

@@ -8,8 +8,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use wire::edge::{Role, Socket};
 
 use crate::config::Config;
-use crate::serve::DNS_PORT;
 
+/// Where the edge answers DNS on the node; the service address leads there. Hosts often have a resolver on 53 already.
+pub const DNS_PORT: u16 = 10053;
 /// Connections that may wait while an edge is replaced.
 const BACKLOG: i32 = 4096;
 

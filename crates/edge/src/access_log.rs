@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use wire::edge::LOG_LIMIT;
 
-use crate::body::Progress;
+use crate::progress::Progress;
 
 /// What a pipe takes as a whole or not at all (`PIPE_BUF`); longer lines are cut.
 const MAX_LINE: usize = 4096;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use wire::edge::{Host, Problem, Route, Table, Target, Upstream};
 
-use crate::tls::Certificates;
+use crate::certificates::Certificates;
 
 #[derive(Debug, Default)]
 pub struct Live {

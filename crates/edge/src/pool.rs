@@ -17,7 +17,8 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
-use crate::body::{Progress, RequestBody, Stage};
+use crate::progress::{Progress, Stage};
+use crate::request_body::RequestBody;
 
 /// How many idle connections an endpoint keeps. Source: ingress-nginx `upstream-keepalive-connections` is 320 for all.
 const IDLE_PER_ENDPOINT: usize = 64;

@@ -14,12 +14,14 @@ use tokio::time::{Instant, sleep_until};
 use wire::edge::{Options, Target};
 
 use crate::access_log::{Attempt, Line};
-use crate::body::{AnswerBody, Progress, RequestBody, Stage, linger};
+use crate::answer_body::AnswerBody;
 use crate::headers::{self, Origin};
-use crate::http::Shared;
 use crate::live::{Balanced, Live};
 use crate::path;
 use crate::pool::{self, ConnectError, Connection, Lease};
+use crate::progress::{Progress, Stage};
+use crate::request_body::{RequestBody, linger};
+use crate::shared::Shared;
 use crate::tunnel;
 
 /// How many endpoints one request is tried with. Source: ingress-nginx `proxy-next-upstream-tries`.

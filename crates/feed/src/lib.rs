@@ -7,3 +7,4 @@ mod link;
 mod names;
 mod routes;
 pub mod shell;
+mod values;

@@ -16,13 +16,14 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use wire::edge::{Down, Hello, MAX_SOCKETS, MAX_UP_FRAME, Problem, Socket, Table, Up, VERSION, frame, take};
 
-use crate::shell::OpenLog;
-
 /// The pauses between attempts to reach the edge.
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// How long the edge may take to read or to acknowledge a table.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// Opens the edge's access log, and moves one that is too long aside.
+pub type OpenLog = Arc<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>;
 
 /// What the edge said about the table in use.
 #[derive(Clone, Debug, Default, PartialEq)]

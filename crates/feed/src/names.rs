@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::Endpoint;
 use wire::edge::{Dns, Srv};
 
-use crate::compile::{Observed, Services};
+use crate::values::{Observed, Services};
 
 /// The service behind which the DNS server is reached.
 const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");

@@ -11,8 +11,8 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressTLS, Serv
 use wire::edge::{Certificate, Host, PathMatch, Route, Table, Target, Upstream};
 
 use crate::annotations::{PREFIX, Wishes};
-use crate::compile::{Compiled, Finding, Observed, Services};
 use crate::names::primary_is_ipv4;
+use crate::values::{Compiled, Finding, Observed, Services};
 
 /// `spec.controller` of the classes that are ours.
 pub const CONTROLLER: &str = "coracle.dev/ingress";

@@ -1,7 +1,6 @@
 //! The feed's loop: watches the objects, compiles them, keeps the edge at the result, and tells the owners of Ingresses.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,6 +24,7 @@ use tracing::{info, warn};
 use wire::edge::{Socket, Table};
 
 use crate::compile::{Compiled, Finding, Observed, Settings, compile};
+pub use crate::link::OpenLog;
 use crate::link::{Applied, Link};
 
 /// Changes within this time become one table: a rollout changes slices many times in a row.
@@ -35,9 +35,6 @@ const STATUS_RETRY: Duration = Duration::from_secs(5);
 const COMPONENT: &str = "ingress-controller";
 
 type NamespacedName = (String, String);
-
-/// Opens the edge's access log, and moves one that is too long aside.
-pub type OpenLog = Arc<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>;
 
 /// What the feed needs to know.
 pub struct Config {

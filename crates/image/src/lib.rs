@@ -20,3 +20,15 @@ pub mod reference;
 pub mod registries;
 pub mod store;
 pub mod unpack;
+
+/// Runs blocking work beside the runtime. The work goes on when the caller is dropped; it is short or idempotent.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only a runtime that shuts down cancels blocking work; then nobody polls this.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

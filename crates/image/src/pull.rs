@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use sha2::{Digest as _, Sha256};
 
+use crate::blocking;
 use crate::config::{self, Parsed};
 use crate::credentials::{self, Credentials, Secret};
 use crate::digest::Digest;
@@ -22,7 +23,6 @@ use crate::layers::{LayerError, Layers};
 use crate::manifest::{self, Descriptor, Document};
 use crate::reference::Reference;
 use crate::registries::Registries;
-use crate::store::blocking;
 
 /// Layers of one image fetched at a time, as by containerd.
 const PARALLEL_LAYERS: usize = 3;

@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::archive::{Archive, Member};
+use crate::blocking;
 use crate::config::ImageConfig;
 use crate::credentials::Credentials;
 use crate::digest::Digest;
@@ -690,16 +691,4 @@ fn is_called(image: &Image, name_or_id: &str) -> bool {
 
 fn boot_id() -> io::Result<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
-}
-
-/// Runs blocking work beside the runtime. The work goes on when the caller is dropped; it is short or idempotent.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // Only a runtime that shuts down cancels blocking work; then nobody polls this.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }

@@ -13,7 +13,7 @@ use api::validation;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::strategy::prune_nulls;
+pub use crate::strategy::Strategy;
 use crate::table;
 
 pub struct Kind {
@@ -52,10 +52,6 @@ pub type Row = Box<dyn Fn(&Value, Timestamp) -> Vec<Value> + Send + Sync>;
 pub type Fields = Box<dyn Fn(&Value) -> Vec<(&'static str, String)> + Send + Sync>;
 pub type Grace = Box<dyn Fn(&Value, Option<i64>) -> i64 + Send + Sync>;
 pub type Claims = Box<dyn Fn(&Value) -> Vec<Claim> + Send + Sync>;
-pub type Default = Box<dyn Fn(&mut Value) + Send + Sync>;
-pub type Prepare = Box<dyn Fn(&mut Value, Option<&Value>) + Send + Sync>;
-pub type Validate = Box<dyn Fn(&Value, Option<&Value>) -> Vec<field::Error> + Send + Sync>;
-pub type Warnings = Box<dyn Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync>;
 
 /// Who answers a kind that is created and never stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,22 +121,6 @@ pub enum Verb {
     Patch,
     Update,
     Watch,
-}
-
-/// The steps by which a write through one endpoint becomes an object, in the order of the fields.
-pub struct Strategy {
-    /// Fills in what upstream's defaulting fills in. Runs on what clients send and on what older releases stored.
-    pub default: Default,
-    /// Clears and carries over the fields that this endpoint may not set (status on the main one, all but status on
-    /// `status`), and bumps `metadata.generation` when the specification changed. `old` is `None` on create.
-    pub prepare: Prepare,
-    /// Every error at once, in upstream's words. Common metadata is validated by the server.
-    pub validate: Validate,
-    /// Texts for `Warning` headers.
-    pub warnings: Warnings,
-    /// What `prepare` keeps as it is whatever a client writes, such as `metadata.labels`: nobody comes to own it by a
-    /// write through this endpoint. The status of kinds that have one for itself is kept on the main endpoint anyway.
-    pub resets: &'static [&'static str],
 }
 
 pub struct Subresource {
@@ -253,19 +233,6 @@ impl Kind {
     #[must_use]
     pub fn answered(self, by: Answer) -> Self {
         Self { verbs: &[Verb::Create], answered: Some(by), ..self }
-    }
-}
-
-impl Strategy {
-    /// Takes everything as it comes, but for fields that are `null`.
-    pub fn none() -> Self {
-        Self {
-            default: Box::new(prune_nulls),
-            prepare: Box::new(|_, _| ()),
-            validate: Box::new(|_, _| Vec::new()),
-            warnings: Box::new(|_, _| Vec::new()),
-            resets: &[],
-        }
     }
 }
 

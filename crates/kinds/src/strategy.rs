@@ -1,12 +1,32 @@
-//! The pieces that most strategies are made of.
+//! How a write through one endpoint becomes an object, and the pieces that most strategies are made of.
 //!
 //! Source: apiserver `pkg/registry/rest/{create,update}.go`.
 
 use api::field::Error;
 use serde_json::Value;
 
-use crate::kind::Strategy;
 use crate::value::{copy, is_empty, number, remove, set};
+
+/// The steps by which a write through one endpoint becomes an object, in the order of the fields.
+pub struct Strategy {
+    /// Fills in what upstream's defaulting fills in. Runs on what clients send and on what older releases stored.
+    pub default: Default,
+    /// Clears and carries over the fields that this endpoint may not set (status on the main one, all but status on
+    /// `status`), and bumps `metadata.generation` when the specification changed. `old` is `None` on create.
+    pub prepare: Prepare,
+    /// Every error at once, in upstream's words. Common metadata is validated by the server.
+    pub validate: Validate,
+    /// Texts for `Warning` headers.
+    pub warnings: Warnings,
+    /// What `prepare` keeps as it is whatever a client writes, such as `metadata.labels`: nobody comes to own it by a
+    /// write through this endpoint. The status of kinds that have one for itself is kept on the main endpoint anyway.
+    pub resets: &'static [&'static str],
+}
+
+pub type Default = Box<dyn Fn(&mut Value) + Send + Sync>;
+pub type Prepare = Box<dyn Fn(&mut Value, Option<&Value>) + Send + Sync>;
+pub type Validate = Box<dyn Fn(&Value, Option<&Value>) -> Vec<Error> + Send + Sync>;
+pub type Warnings = Box<dyn Fn(&Value, Option<&Value>) -> Vec<String> + Send + Sync>;
 
 /// Drops fields that are `null`, as decoding into typed objects does.
 pub fn prune_nulls(value: &mut Value) {
@@ -83,6 +103,17 @@ pub fn only_status(object: &mut Value, old: Option<&Value>) {
 }
 
 impl Strategy {
+    /// Takes everything as it comes, but for fields that are `null`.
+    pub fn none() -> Self {
+        Self {
+            default: Box::new(prune_nulls),
+            prepare: Box::new(|_, _| ()),
+            validate: Box::new(|_, _| Vec::new()),
+            warnings: Box::new(|_, _| Vec::new()),
+            resets: &[],
+        }
+    }
+
     /// Of a `status` sub-resource.
     pub fn status() -> Self {
         Self { prepare: Box::new(only_status), ..Self::none() }

@@ -12,8 +12,7 @@ use jiff::Timestamp;
 
 use crate::cluster::Cluster;
 use crate::facts::{NodeState, PodFacts};
-use crate::filter::{Cycle, Refusal, Trial};
-use crate::schedule::histogram;
+use crate::filter::{Cycle, Refusal, Trial, histogram};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {

@@ -2,11 +2,9 @@
 //!
 //! Source: kubernetes `pkg/scheduler/schedule_one.go`, `framework/types.go` (`FitError`).
 
-use std::collections::BTreeMap;
-
 use crate::cluster::Cluster;
 use crate::facts::{NodeState, PodFacts};
-use crate::filter::Cycle;
+use crate::filter::{Cycle, histogram};
 use crate::preemption::{self, Outcome};
 use crate::score;
 
@@ -62,15 +60,4 @@ fn best<'a>(pod: &PodFacts, nodes: &[&'a NodeState], cluster: &Cluster) -> &'a N
         nodes.iter().zip(totals).filter(|(_, total)| *total == most).map(|(node, _)| *node).collect();
     let draw = pod.uid.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     winners[draw % winners.len()]
-}
-
-/// `0/3 nodes are available: 1 Insufficient cpu, 2 Too many pods.`
-pub fn histogram<'a>(nodes: usize, reasons: impl Iterator<Item = &'a String>) -> String {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for reason in reasons {
-        *counts.entry(reason).or_default() += 1;
-    }
-    let mut parts: Vec<String> = counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-    parts.sort();
-    format!("0/{nodes} nodes are available: {}.", parts.join(", "))
 }

@@ -10,9 +10,9 @@ use api::object::Object;
 use imbl::OrdMap;
 
 use crate::Snapshot;
-use crate::durable::OpenError;
 use crate::frame::{self, FILE_HEADER, FRAME_HEADER, Header, Kind};
 use crate::log::UNFINISHED;
+use crate::open::OpenError;
 use crate::record::{BadRecord, Encoder, Run, decode_run};
 use crate::seal::Keyring;
 use crate::vfs::{File, Vfs, read_full_at, write_all_at};

@@ -16,6 +16,7 @@ mod frame;
 pub mod fuzz;
 mod log;
 pub mod memory;
+mod open;
 mod record;
 mod recover;
 pub mod seal;

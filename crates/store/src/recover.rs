@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::Op;
 use crate::checkpoint::{self, replaced};
-use crate::durable::{OpenError, Options};
 use crate::frame::{self, BadHeader, FILE_HEADER, Found, Header, Kind, VERSION};
 use crate::log::{Failure, Log, Tail, UNFINISHED};
+use crate::open::{OpenError, Options};
 use crate::record::{self, BadRecord, Entry};
 use crate::seal::{Keyring, Rng};
 use crate::state::State;
@@ -314,7 +315,7 @@ impl Replay {
         self.state.skip_to(revision - 1);
         let mut stage = self.state.stage();
         let commit = stage.replay(revision, ops);
-        self.state.publish(stage, vec![commit]);
+        self.state.publish(stage, vec![commit], Instant::now());
         Ok(())
     }
 }

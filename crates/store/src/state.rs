@@ -5,6 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::key::Key;
 use api::object::{Change, Object};
@@ -12,19 +13,22 @@ use imbl::OrdMap;
 
 use crate::{Committed, Compare, Error, Op, Snapshot};
 
-/// How much history is kept for watches and continue tokens. What exceeds either limit is compacted, oldest first.
+/// How much history is kept for watches and continue tokens. What exceeds one of the limits is compacted, oldest first, with the next
+/// write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Transactions.
     pub commits: usize,
     /// Memory held by superseded objects, in bytes.
     pub bytes: usize,
+    /// How long a transaction is remembered.
+    pub age: Duration,
 }
 
-/// About five minutes (etcd's compaction interval under Kubernetes) of a busy small cluster.
+/// etcd's compaction interval under Kubernetes (apiserver `pkg/storage/storagebackend/config.go`), of a busy small cluster.
 impl Default for Limits {
     fn default() -> Self {
-        Self { commits: 16_384, bytes: 12 << 20 }
+        Self { commits: 16_384, bytes: 12 << 20, age: Duration::from_secs(5 * 60) }
     }
 }
 
@@ -62,8 +66,8 @@ struct Lost {
 pub(crate) struct State {
     objects: OrdMap<Key, Arc<Object>>,
     revision: u64,
-    /// Ascending by revision, complete after `compacted` except for `lost`.
-    history: VecDeque<Commit>,
+    /// Ascending by revision and by when it became visible, complete after `compacted` except for `lost`.
+    history: VecDeque<(Instant, Commit)>,
     compacted: u64,
     lost: VecDeque<Lost>,
     bytes: usize,
@@ -101,13 +105,13 @@ impl State {
         Stage { objects: self.objects.clone(), revision: self.revision }
     }
 
-    /// Moves to what was staged. Returns the compacted part of history, for the caller to drop outside its lock.
-    pub fn publish(&mut self, stage: Stage, commits: Vec<Commit>) -> Vec<Commit> {
+    /// Moves to what was staged at this moment. Returns the compacted part of history, for the caller to drop outside its lock.
+    pub fn publish(&mut self, stage: Stage, commits: Vec<Commit>, now: Instant) -> Vec<Commit> {
         self.objects = stage.objects;
         self.revision = stage.revision;
         self.bytes += commits.iter().map(Commit::cost).sum::<usize>();
-        self.history.extend(commits);
-        self.compact()
+        self.history.extend(commits.into_iter().map(|commit| (now, commit)));
+        self.compact(now)
     }
 
     /// Moves to `revision` without a change, because the revisions between may have been issued before a crash.
@@ -119,10 +123,13 @@ impl State {
     }
 
     /// The latest commit always stays, so that a watcher which kept up until now gets it whatever its size.
-    fn compact(&mut self) -> Vec<Commit> {
+    fn compact(&mut self, now: Instant) -> Vec<Commit> {
         let mut dropped = Vec::new();
-        while self.history.len() > 1 && (self.history.len() > self.limits.commits || self.bytes > self.limits.bytes) {
-            let commit = self.history.pop_front().expect("it has more than one entry");
+        let Limits { commits, bytes, age } = self.limits;
+        while self.history.len() > 1
+            && (self.history.len() > commits || self.bytes > bytes || now.duration_since(self.history[0].0) > age)
+        {
+            let (_, commit) = self.history.pop_front().expect("it has more than one entry");
             self.bytes -= commit.cost();
             self.compacted = commit.revision;
             dropped.push(commit);
@@ -149,8 +156,8 @@ impl State {
 
     /// The commits after a revision, oldest first.
     pub fn since(&self, revision: u64) -> impl DoubleEndedIterator<Item = &Commit> {
-        let start = self.history.partition_point(|commit| commit.revision <= revision);
-        self.history.range(start..)
+        let start = self.history.partition_point(|(_, commit)| commit.revision <= revision);
+        self.history.range(start..).map(|(_, commit)| commit)
     }
 }
 
@@ -262,5 +269,42 @@ impl Stage {
             (Some(last), None) => Some(Change::Deleted { last: last.clone(), revision }),
         });
         (written, changes.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::object::Draft;
+    use serde_json::json;
+
+    use super::*;
+
+    fn write(state: &mut State, at: Instant) -> u64 {
+        let key = Key::parse("/core/pods/default/a").unwrap();
+        let mut stage = state.stage();
+        let draft = Draft::new(key, json!({"metadata": {"name": "a"}, "revision": stage.revision()})).unwrap();
+        let commit = stage.apply(&[], vec![Op::Put(draft)]).unwrap().commit.unwrap();
+        let revision = commit.revision;
+        state.publish(stage, vec![commit], at);
+        revision
+    }
+
+    #[test]
+    fn old_transactions_are_forgotten_with_the_next_write() {
+        let start = Instant::now();
+        let minutes = |n: u64| start + Duration::from_secs(60 * n);
+        let mut state = State::new(Limits::default());
+        let (first, second) = (write(&mut state, start), write(&mut state, minutes(4)));
+        assert!(state.reaches(first - 1).is_ok());
+
+        let third = write(&mut state, minutes(6));
+        let gone = state.reaches(first - 1).unwrap_err();
+        assert!(matches!(gone, Error::Compacted { oldest, .. } if oldest == first), "{gone}");
+        assert_eq!(state.since(first).map(|commit| commit.revision).collect::<Vec<_>>(), [second, third]);
+
+        // Whoever kept up until now misses nothing, however long it was quiet.
+        let fourth = write(&mut state, minutes(60));
+        assert_eq!(state.since(third).map(|commit| commit.revision).collect::<Vec<_>>(), [fourth]);
+        assert!(state.reaches(third).is_ok() && state.reaches(second).is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! place is compacted away.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Instant;
 
 use api::object::Change;
 use tokio::sync::watch;
@@ -34,7 +35,8 @@ impl View {
 
     pub fn publish(&self, stage: Stage, commits: Vec<Commit>) {
         let revision = stage.revision();
-        let dropped = self.state.write().unwrap_or_else(PoisonError::into_inner).publish(stage, commits);
+        let now = Instant::now();
+        let dropped = self.state.write().unwrap_or_else(PoisonError::into_inner).publish(stage, commits, now);
         self.head.send_replace(revision);
         drop(dropped);
     }

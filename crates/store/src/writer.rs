@@ -13,9 +13,9 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::checkpoint;
-use crate::durable::Options;
 use crate::frame::{self, Header, Kind};
 use crate::log::{Appended, Failure, Log};
+use crate::open::Options;
 use crate::record::Encoder;
 use crate::recover::Recovered;
 use crate::seal::Rng;

@@ -1,6 +1,6 @@
 //! Bounds that nobody wants to wait for: the number of connections, and how long one may be idle or slow.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use hyper_util::rt::TokioExecutor;
 use rustix::event::{EventfdFlags, eventfd};
@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::time::Instant;
 
 use super::*;
+use crate::shared::{MAX_CONNECTIONS, MAX_CONNECTIONS_PER_CLIENT};
 
 fn shared() -> Arc<Shared> {
     let (_, log) = rustix::pipe::pipe().unwrap();

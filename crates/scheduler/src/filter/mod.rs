@@ -3,6 +3,7 @@
 //! They run in this order, and the first that refuses gives the node's reason.
 //! Source: kubernetes `pkg/scheduler/apis/config/v1/default_plugins.go`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
@@ -35,6 +36,17 @@ impl Refusal {
     pub fn by_pods(reason: &str) -> Self {
         Self { reasons: vec![reason.to_owned()], is_resolvable: true }
     }
+}
+
+/// `0/3 nodes are available: 1 Insufficient cpu, 2 Too many pods.`
+pub fn histogram<'a>(nodes: usize, reasons: impl Iterator<Item = &'a String>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for reason in reasons {
+        *counts.entry(reason).or_default() += 1;
+    }
+    let mut parts: Vec<String> = counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    parts.sort();
+    format!("0/{nodes} nodes are available: {}.", parts.join(", "))
 }
 
 type Filter = fn(&PodFacts, &NodeState) -> Result<(), Refusal>;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::progress::Ended;
 use super::suite::Test;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +27,27 @@ impl State {
             Self::Skipped => "skipped",
             Self::NotRun => "not run",
         }
+    }
+}
+
+/// A test that ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    pub name: String,
+    pub state: State,
+    pub took: Duration,
+    /// Everything printed of it.
+    pub output: String,
+}
+
+impl Ended {
+    /// Of a failed test: the message that is printed last, and the place of the failure.
+    pub fn failure(&self) -> (String, String) {
+        let message =
+            self.output.rsplit_once("\n  [").and_then(|(_, last)| last.split_once("] ")).map(|(_, text)| text);
+        let (message, place) = message.unwrap_or_default().split_once("\n  In [").unwrap_or_default();
+        let place = place.split_once(" at: ").map_or("", |(_, place)| place);
+        (message.to_owned(), place.split(" @ ").next().unwrap_or_default().to_owned())
     }
 }
 

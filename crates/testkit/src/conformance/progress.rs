@@ -5,29 +5,8 @@
 
 use std::time::Duration;
 
-use super::outcome::State;
+use super::outcome::{Ended, State};
 use super::suite::Test;
-
-/// A test that ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ended {
-    pub name: String,
-    pub state: State,
-    pub took: Duration,
-    /// Everything printed of it.
-    pub output: String,
-}
-
-impl Ended {
-    /// Of a failed test: the message that is printed last, and the place of the failure.
-    pub fn failure(&self) -> (String, String) {
-        let message =
-            self.output.rsplit_once("\n  [").and_then(|(_, last)| last.split_once("] ")).map(|(_, text)| text);
-        let (message, place) = message.unwrap_or_default().split_once("\n  In [").unwrap_or_default();
-        let place = place.split_once(" at: ").map_or("", |(_, place)| place);
-        (message.to_owned(), place.split(" @ ").next().unwrap_or_default().to_owned())
-    }
-}
 
 pub struct Progress<'a> {
     tests: &'a [Test],

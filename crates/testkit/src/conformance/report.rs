@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::outcome::{Outcome, State};
-use super::suite::AREAS;
+use super::suite::{AREAS, CONTENT_TYPE};
 use crate::upstream::RELEASE;
 
 /// What is known of one test beyond its outcome.
@@ -121,7 +121,7 @@ pub fn to_json(circumstances: &Circumstances, tests: &[Judged]) -> Value {
     json!({
         "suite": RELEASE, "commit": circumstances.commit, "date": circumstances.date,
         "seconds": circumstances.took.as_secs_f64(), "jobs": circumstances.jobs, "nodes": circumstances.nodes,
-        "releaseBuild": circumstances.release_build, "contentType": super::run::CONTENT_TYPE,
+        "releaseBuild": circumstances.release_build, "contentType": CONTENT_TYPE,
         "passed": count.passed, "failed": count.failed, "skipped": count.skipped, "notRun": count.not_run,
         "areas": by_area(tests).into_iter().map(area).collect::<Vec<_>>(),
         "tests": tests.iter().map(test).collect::<Vec<_>>(),
@@ -235,7 +235,7 @@ pub fn page(circumstances: &Circumstances, tests: &[Judged]) -> String {
         minutes = took.as_secs_f64() / 60.0,
         s = if *nodes == 1 { "" } else { "s" },
         build = if *release_build { "release" } else { "debug" },
-        content = super::run::CONTENT_TYPE,
+        content = CONTENT_TYPE,
         passed = count.passed,
         failed = count.failed,
     );

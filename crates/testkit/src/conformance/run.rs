@@ -11,18 +11,16 @@ use anyhow::{Context as _, Result, ensure};
 use super::cluster::Cluster;
 use super::objects::{Keeper, causes};
 use super::options::Options;
-use super::outcome::{self, Outcome, State};
-use super::progress::{Ended, Progress};
+use super::outcome::{self, Ended, Outcome, State};
+use super::progress::Progress;
 use super::refusals::Refusals;
 use super::report::{self, Circumstances, Count, Judged};
-use super::suite::{self, Chosen, Selection, TWO_NODES, Test};
+use super::suite::{self, CONTENT_TYPE, Chosen, Selection, TWO_NODES, Test};
 use super::tools::{Tools, root, target};
 use crate::host::checked;
 use crate::interrupt::interrupts;
 use crate::upstream::RELEASE;
 
-/// What typed clients speak: coracle does not serve protobuf yet. The dynamic clients speak JSON anyway.
-pub const CONTENT_TYPE: &str = "application/json";
 /// How long the suite may take to end once it was told to.
 const GRACE: Duration = Duration::from_secs(120);
 /// A test that says nothing for this long has its state printed into the log.

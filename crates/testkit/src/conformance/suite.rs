@@ -49,6 +49,9 @@ pub const TWO_NODES: &[&str] = &[
     "[sig-apps] Daemon set should rollback without unnecessary restarts [Conformance] [Serial]",
 ];
 
+/// What typed clients speak: coracle does not serve protobuf yet. The dynamic clients speak JSON anyway.
+pub const CONTENT_TYPE: &str = "application/json";
+
 /// One test of the suite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Test {
