@@ -108,6 +108,7 @@ fn fuzz(target: &str, seconds: u32) -> Result {
         format!("-rss_limit_mb={LARGEST}"),
         "-print_final_stats=1".to_owned(),
         "-verbosity=0".to_owned(),
+        "-print_funcs=0".to_owned(),
     ]);
     run_command(&mut command)
 }

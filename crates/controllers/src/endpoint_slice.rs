@@ -285,13 +285,7 @@ fn endpoint(pod: &Pod, zone: Option<String>, service: &Service, spec: &ServiceSp
         conditions: Some(conditions),
         hostname: service::hostname(pod, service),
         node_name: Some(pod::node_name(pod).to_owned()).filter(|name| !name.is_empty()),
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".to_owned()),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
-            ..ObjectReference::default()
-        }),
+        target_ref: Some(pod::reference(pod)),
         zone,
         ..Endpoint::default()
     }

@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::key::{GroupResource, Key};
 use client::Resource;
 use client::informer::Delta;
-use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServiceSpec,
-};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
@@ -121,13 +119,7 @@ fn address(spec: &ServiceSpec, service: &Service, pod: &Pod) -> Option<EndpointA
         ip: ip.to_string(),
         hostname: service::hostname(pod, service),
         node_name: Some(pod::node_name(pod).to_owned()).filter(|name| !name.is_empty()),
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".to_owned()),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
-            ..ObjectReference::default()
-        }),
+        target_ref: Some(pod::reference(pod)),
     })
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodCondition};
 
 pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
@@ -66,4 +66,15 @@ pub fn max_restarts(pod: &Pod) -> (i32, i32) {
     let sidecar = status.init_container_statuses.iter().flatten();
     let sidecar = sidecar.filter(|container| sidecars.contains(&container.name.as_str()));
     (containers.unwrap_or(0), sidecar.map(|container| container.restart_count).max().unwrap_or(0))
+}
+
+/// What the addresses of a pod refer to it by.
+pub fn reference(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Pod".to_owned()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
 }
