@@ -13,17 +13,20 @@ pub struct Measure {
     pub name: &'static str,
     pub unit: &'static str,
     pub better: Better,
+    /// The least amount that one round can tell from nothing: a side with less counts as this in ratios, which are then at least what
+    /// they say.
+    pub least: f64,
 }
 
 impl Measure {
     /// A cost: less is better.
     pub const fn cost(name: &'static str, unit: &'static str) -> Self {
-        Self { name, unit, better: Better::Less }
+        Self { name, unit, better: Better::Less, least: 0.0 }
     }
 
     /// A rate: more is better.
     pub const fn rate(name: &'static str, unit: &'static str) -> Self {
-        Self { name, unit, better: Better::More }
+        Self { name, unit, better: Better::More, least: 0.0 }
     }
 }
 
@@ -71,9 +74,19 @@ impl Figures {
 }
 
 impl Row {
+    /// With [`Measure::least`], a bound: at least so many times better.
     pub fn ratio(&self) -> Option<f64> {
         let Measure { better, .. } = self.measure;
-        if self.refused { None } else { ratio(better, &self.coracle, &self.peer) }
+        if self.refused { None } else { ratio(better, &self.counted(&self.coracle), &self.counted(&self.peer)) }
+    }
+
+    fn counted(&self, values: &[f64]) -> Vec<f64> {
+        values.iter().map(|value| value.max(self.measure.least)).collect()
+    }
+
+    /// Whether there was less than can be told from nothing, so that the ratio is only a bound.
+    fn is_bound(&self) -> bool {
+        median(&self.coracle).is_some_and(|ours| ours < self.measure.least)
     }
 
     /// An element of the JSON list: medians, and `null` for what there is not.
@@ -88,11 +101,13 @@ impl Row {
     }
 
     fn cells(&self) -> [String; 6] {
-        let Measure { name, unit, better } = self.measure;
+        let Measure { name, unit, better, .. } = self.measure;
         let pair = |pair: Option<(f64, f64)>| pair.map_or("–".to_owned(), |(low, high)| range(low, high));
         let of = |values: &[f64]| median(values).map_or("–".to_owned(), number);
-        let ratios = if self.refused { None } else { ratio_spread(better, &self.coracle, &self.peer) };
-        let ratio = self.ratio().map_or("–".to_owned(), |ratio| format!("{ratio:.1}×"));
+        let ratios = ratio_spread(better, &self.counted(&self.coracle), &self.counted(&self.peer));
+        let ratios = if self.refused { None } else { ratios };
+        let at_least = if self.is_bound() { "≥ " } else { "" };
+        let ratio = self.ratio().map_or("–".to_owned(), |ratio| format!("{at_least}{ratio:.1}×"));
         let shown = |values: &[f64]| match values {
             [] | [_] => of(values),
             several => format!("{} ({})", of(several), pair(spread(several))),
@@ -178,6 +193,20 @@ mod tests {
             figures().rows[0].json(),
             json!({"name": "get", "ratio": 11_000.0 / 4_500.0, "coracle": 11_000.0, "peer": 4_500.0, "unit": "1/s"})
         );
+    }
+
+    #[test]
+    fn nothing_is_compared_as_the_least_that_could_be_told() {
+        let measure = Measure { least: 0.5, ..Measure::cost("written", "kB/s") };
+        let mut figures = Figures::default();
+        figures.record(Which::Coracle, measure, 0.0);
+        figures.record(Which::Peer, measure, 20.0);
+        assert_eq!(figures.rows[0].json()["ratio"], 40.0);
+        assert_eq!(figures.rows[0].json()["coracle"], 0.0);
+        assert!(table(&figures.rows).contains("written  ≥ 40.0×  0        20.0  kB/s"));
+        figures.record(Which::Coracle, measure, 4.0);
+        figures.record(Which::Peer, measure, 20.0);
+        assert!(table(&figures.rows).contains("written  8.9× (5.0–40.0)"));
     }
 
     #[test]

@@ -88,6 +88,8 @@ fn page(facts: &Facts, figures: &Figures) -> String {
          - `start`, `idle`, `pod`, `burst`: the peer is etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy \
          (nftables) and containerd with runc and a CNI bridge, without leader election; it has no DNS and no ingress, coracle has both.\n\
          - `…_unthrottled`: the same with the peer's client limits raised to 5000 requests per second.\n\
+         - `idle_written`: a side that writes nothing in a round of 20 s counts as one block of 4 KiB, so the ratio is at least (≥) what it \
+         says.\n\
          - `oci`: a container's whole life by coracle's container core, against one `run` of crun and of runc.\n\n\
          Versions: {versions}.\n",
         date = facts.date,
