@@ -28,23 +28,35 @@ const MOST_DUPLICATES: usize = 100;
 /// When the text is no JSON, or nests too deeply.
 pub fn parse(text: &[u8]) -> Result<Parsed, serde_json::Error> {
     let mut duplicates = Vec::new();
-    let mut path = String::new();
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = Place { path: &mut path, duplicates: &mut duplicates }.deserialize(&mut deserializer)?;
+    let value = Place { at: At::Root, duplicates: &mut duplicates }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(Parsed { value, duplicates })
 }
 
-/// The place at which a value is read.
-struct Place<'a> {
-    path: &'a mut String,
-    duplicates: &'a mut Vec<Strict>,
+/// Where a value stands; written out only when something is wrong there.
+#[derive(Clone, Copy)]
+enum At<'a> {
+    Root,
+    Member(&'a At<'a>, &'a str),
+    Item(&'a At<'a>, usize),
 }
 
-impl Place<'_> {
-    fn here(&mut self) -> Place<'_> {
-        Place { path: self.path, duplicates: self.duplicates }
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Member(Self::Root, name) => f.write_str(name),
+            Self::Member(parent, name) => write!(f, "{parent}.{name}"),
+            Self::Item(parent, at) => write!(f, "{parent}[{at}]"),
+        }
     }
+}
+
+/// The place at which a value is read.
+struct Place<'a> {
+    at: At<'a>,
+    duplicates: &'a mut Vec<Strict>,
 }
 
 impl<'de> DeserializeSeed<'de> for Place<'_> {
@@ -90,34 +102,27 @@ impl<'de> Visitor<'de> for Place<'_> {
         Ok(value.into())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
-        let (mut out, length) = (Vec::new(), self.path.len());
-        loop {
-            self.path.push_str(&format!("[{}]", out.len()));
-            let item = items.next_element_seed(self.here())?;
-            self.path.truncate(length);
-            match item {
-                Some(item) => out.push(item),
-                None => return Ok(Value::Array(out)),
-            }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(item) =
+            items.next_element_seed(Place { at: At::Item(&self.at, out.len()), duplicates: self.duplicates })?
+        {
+            out.push(item);
         }
+        Ok(Value::Array(out))
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<Value, A::Error> {
-        let (mut out, length) = (Map::new(), self.path.len());
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
         while let Some(name) = members.next_key::<String>()? {
-            if length != 0 {
-                self.path.push('.');
-            }
-            self.path.push_str(&name);
+            let at = At::Member(&self.at, &name);
             if out.contains_key(&name) && self.duplicates.len() < MOST_DUPLICATES {
-                let duplicate = Strict::Duplicate { path: self.path.clone() };
+                let duplicate = Strict::Duplicate { path: at.to_string() };
                 if !self.duplicates.contains(&duplicate) {
                     self.duplicates.push(duplicate);
                 }
             }
-            let value = members.next_value_seed(self.here())?;
-            self.path.truncate(length);
+            let value = members.next_value_seed(Place { at, duplicates: self.duplicates })?;
             out.insert(name, value);
         }
         Ok(Value::Object(out))

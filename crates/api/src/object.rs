@@ -1,17 +1,22 @@
 //! An object as it is stored, listed and watched: JSON bytes, the metadata parsed from them, and a revision.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::key::Key;
 use crate::meta::Meta;
 
 /// The schema generation that this build writes. Objects of an older one are converted when they are read.
 pub const SCHEMA: u16 = 1;
+
+/// Most objects are smaller.
+const USUAL_SIZE: usize = 8192;
 
 /// A JSON object about to be stored: everything but its revision, which exists only once it is committed.
 #[derive(Clone, Debug)]
@@ -52,7 +57,10 @@ impl Draft {
     pub fn new(key: Key, mut object: Value) -> Result<Self, Malformed> {
         let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).ok_or(Malformed::NoMetadata)?;
         metadata.remove("resourceVersion");
-        Self::from_bytes(key, SCHEMA, serde_json::to_vec(&object)?.into())
+        let mut body = Vec::with_capacity(USUAL_SIZE);
+        serde_json::to_writer(&mut body, &object)?;
+        // A copy is as large as what it holds; the buffer is not, and it would live as long as the object.
+        Self::from_bytes(key, SCHEMA, Bytes::copy_from_slice(&body))
     }
 
     /// Takes bytes that [`Draft::body`] returned, as read back from disk.
@@ -63,7 +71,7 @@ impl Draft {
         #[derive(Deserialize)]
         struct Outline<'a> {
             #[serde(borrow)]
-            metadata: Option<&'a serde_json::value::RawValue>,
+            metadata: Option<&'a RawValue>,
         }
         // serde_json looks into strings that it skips as little as it can: they may be anything but text.
         let outline: Outline<'_> = serde_json::from_str(std::str::from_utf8(&body)?)?;
@@ -129,12 +137,97 @@ impl Object {
         serde_json::from_slice(&self.json()).expect("only valid JSON is stored")
     }
 
-    /// Decodes the object into a typed struct, resource version included.
+    /// Decodes the object into a typed struct, resource version included, managed fields left out: they are often half of an object
+    /// and make trees of maps, and nothing in this process reads them from a struct.
     ///
     /// # Errors
     /// When a field has a type that the struct does not take.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.json())
+        #[derive(Deserialize)]
+        struct Managed<'a> {
+            #[serde(borrow, rename = "managedFields")]
+            fields: Option<&'a RawValue>,
+        }
+        let json = self.json();
+        let metadata = &json[self.draft.splice as usize - 1..];
+        let managed = Managed::deserialize(&mut serde_json::Deserializer::from_slice(metadata))?;
+        let Some(fields) = managed.fields.map(RawValue::get) else { return serde_json::from_slice(&json) };
+        let start = fields.as_ptr() as usize - json.as_ptr() as usize;
+        let without = [&json[..start], b"null", &json[start + fields.len()..]].concat();
+        serde_json::from_slice(&without)
+    }
+
+    /// The texts, numbers and truths of the object that are at most one level deep, such as `type` and `spec.nodeName`: a small part of
+    /// what [`Object::value`] costs, and all that objects are selected by.
+    pub fn outline(&self) -> Value {
+        let mut text = serde_json::Deserializer::from_slice(&self.draft.body);
+        Outline { levels: 2 }.deserialize(&mut text).expect("only valid JSON is stored")
+    }
+}
+
+/// Reads a value without its lists and without objects that are deeper than so many levels: they become null, and members that are
+/// null are left out.
+struct Outline {
+    levels: u8,
+}
+
+impl<'de> DeserializeSeed<'de> for Outline {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Outline {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Value::Null)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        if self.levels == 0 {
+            while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            return Ok(Value::Null);
+        }
+        let mut out = Map::new();
+        while let Some(name) = members.next_key::<Cow<'_, str>>()? {
+            let value = members.next_value_seed(Self { levels: self.levels - 1 })?;
+            if !value.is_null() {
+                out.insert(name.into_owned(), value);
+            }
+        }
+        Ok(Value::Object(out))
     }
 }
 
@@ -206,6 +299,36 @@ mod tests {
         }
         let empty = Draft::new(key(), json!({"metadata": {}})).unwrap().commit(1);
         assert_eq!(empty.json(), r#"{"metadata":{"resourceVersion":"1"}}"#);
+    }
+
+    #[test]
+    fn structs_have_all_but_managed_fields() {
+        let fields = json!([{"manager": "m", "fieldsV1": {"f:data": {}}}]);
+        let object =
+            json!({"metadata": {"labels": {"a": "b"}, "managedFields": fields, "name": "web"}, "data": {"a": [1]}});
+        let object = Draft::new(key(), object).unwrap().commit(7);
+        let decoded: Value = object.decode().unwrap();
+        assert_eq!(
+            decoded,
+            json!({"metadata": {"labels": {"a": "b"}, "managedFields": null, "name": "web", "resourceVersion": "7"},
+                "data": {"a": [1]}})
+        );
+        let without = Draft::new(key(), json!({"metadata": {"name": "web"}})).unwrap().commit(7);
+        assert_eq!(without.decode::<Value>().unwrap(), without.value());
+    }
+
+    #[test]
+    fn an_outline_has_what_is_near_the_top() {
+        let object = json!({
+            "kind": "Pod", "metadata": {"name": "web", "labels": {"a": "b"}, "finalizers": ["f"]},
+            "spec": {"nodeName": "n", "hostNetwork": true, "priority": -1, "grace": 1.5, "containers": [{"name": "c"}]},
+            "list": [1], "type": "t", "nothing": null,
+        });
+        assert_eq!(
+            Draft::new(key(), object).unwrap().commit(1).outline(),
+            json!({"kind": "Pod", "metadata": {"name": "web"}, "type": "t",
+                "spec": {"nodeName": "n", "hostNetwork": true, "priority": -1, "grace": 1.5}})
+        );
     }
 
     #[test]

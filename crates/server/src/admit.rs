@@ -118,25 +118,22 @@ pub trait Plugin: Send + Sync + 'static {
 pub struct Chain(pub Vec<Box<dyn Plugin>>);
 
 impl Chain {
-    /// Runs the mutating half. What one plugin changed, an earlier one may have an opinion on: all run once more when
-    /// any changed something.
+    /// Runs the mutating half, and returns what it makes of the object. What one plugin changed, an earlier one may have an opinion
+    /// on: all run once more when any changed something.
     ///
     /// # Errors
     /// The first refusal.
-    pub async fn admit(&self, at: &AdmissionAttributes<'_>, object: &mut Value) -> Result<(), Status> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        let before = object.clone();
+    pub async fn admit(&self, at: &AdmissionAttributes<'_>, before: &Value) -> Result<Value, Status> {
+        let mut object = before.clone();
         for plugin in &self.0 {
-            plugin.admit(at, object).await?;
+            plugin.admit(at, &mut object).await?;
         }
-        if *object != before {
+        if object != *before {
             for plugin in &self.0 {
-                plugin.admit(at, object).await?;
+                plugin.admit(at, &mut object).await?;
             }
         }
-        Ok(())
+        Ok(object)
     }
 
     /// Runs the validating half.

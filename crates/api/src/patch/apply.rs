@@ -3,6 +3,7 @@
 //! Source: structured-merge-diff `merge/{update,conflict}.go`, apimachinery `pkg/util/managedfields/internal`. Decisions
 //! only: the time, the manager's name and the object are given.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -179,15 +180,16 @@ impl Write<'_> {
     fn track(&self, live: &Value, new: &Value, managers: &mut Managers, manager: &str) {
         self.reconcile(managers);
         let compared = self.compare(live, new);
-        let changed = compared.modified.union(&compared.added);
-        let set = changed.difference(&NOBODYS);
-        let conflicts = self.take((live, new), (changed, compared.removed), managers, None, true);
+        let changed = compared.modified.union(compared.added);
+        let mine = (changed, compared.removed);
+        let conflicts = self.take((live, new), &mine, managers, None, true);
         debug_assert!(conflicts.is_ok(), "an update takes what it changes");
+        let set = mine.0.difference(&NOBODYS);
         if !set.is_empty() {
             let manager = if manager.is_empty() { "unknown" } else { manager };
             let identity = Identity::new(manager, Operation::Update, self.api_version, self.subresource);
             let previous = managers.0.remove(&identity).map_or(Set::EMPTY, |owned| owned.set);
-            managers.0.insert(identity, self.owned(previous.union(&set)));
+            managers.0.insert(identity, self.owned(previous.union(set)));
         }
         managers.cap();
     }
@@ -213,21 +215,21 @@ impl Write<'_> {
     fn take(
         &self,
         (live, new): (&Value, &Value),
-        mine: (Set, Set),
+        mine: &(Set, Set),
         managers: &mut Managers,
         me: Option<&Identity>,
         force: bool,
     ) -> Result<(), Conflicts> {
-        let mut compared: BTreeMap<String, Option<(Set, Set)>> =
-            BTreeMap::from([(self.api_version.to_owned(), Some(mine))]);
+        let mut compared: BTreeMap<String, Option<Cow<'_, (Set, Set)>>> =
+            BTreeMap::from([(self.api_version.to_owned(), Some(Cow::Borrowed(mine)))]);
         let mut conflicts = Conflicts::new();
         for (identity, owned) in managers.0.iter().filter(|(identity, _)| Some(*identity) != me) {
             let changes = compared.entry(owned.api_version.clone()).or_insert_with(|| {
                 let changes = self.compare_in(&owned.api_version, live, new)?;
-                Some((changes.modified.union(&changes.added), changes.removed))
+                Some(Cow::Owned((changes.modified.union(changes.added), changes.removed)))
             });
-            if let Some((changed, _)) = changes {
-                let lost = owned.set.intersection(changed);
+            if let Some(changes) = changes {
+                let lost = owned.set.intersection(&changes.0);
                 if !lost.is_empty() {
                     conflicts.insert(identity.clone(), lost);
                 }
@@ -241,12 +243,13 @@ impl Write<'_> {
                 return !owned.set.is_empty();
             }
             // Nothing can be said of a version that is served no more.
-            let Some(Some((_, removed))) = compared.get(&owned.api_version) else { return false };
+            let Some(Some(changes)) = compared.get(&owned.api_version) else { return false };
+            let removed = &changes.1;
             if let Some(lost) = conflicts.get(identity) {
-                owned.set = owned.set.difference(lost);
+                owned.set = std::mem::take(&mut owned.set).difference(lost);
             }
             if !removed.is_empty() {
-                owned.set = owned.set.difference(removed);
+                owned.set = std::mem::take(&mut owned.set).difference(removed);
             }
             !owned.set.is_empty()
         });
@@ -281,13 +284,13 @@ impl Write<'_> {
             None => merged,
         };
         let Comparison { added, modified, removed } = self.compare(live, &object);
-        let mine = (modified.union(&added), removed);
-        if let Err(conflicts) = self.take((live, &object), mine, &mut managers, Some(&me), force) {
+        let mine = (modified.union(added), removed);
+        if let Err(conflicts) = self.take((live, &object), &mine, &mut managers, Some(&me), force) {
             return Ok(Err(conflicts));
         }
         let changes = !step::same(live, &object);
         if let Some(owned) = managers.0.get_mut(&me) {
-            owned.set = owned.set.difference(&NOBODYS);
+            owned.set = std::mem::take(&mut owned.set).difference(&NOBODYS);
             if changes {
                 owned.time = Some(self.now.to_owned());
             }

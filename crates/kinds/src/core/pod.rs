@@ -221,7 +221,7 @@ fn fields(pod: &Value) -> Vec<(&'static str, String)> {
         ("spec.serviceAccountName", text(&spec["serviceAccountName"]).to_owned()),
         ("spec.hostNetwork", flag(&spec["hostNetwork"]).to_string()),
         ("status.phase", text(&status["phase"]).to_owned()),
-        ("status.podIP", text(&status["podIPs"][0]["ip"]).to_owned()),
+        ("status.podIP", text(&status["podIP"]).to_owned()),
         ("status.nominatedNodeName", text(&status["nominatedNodeName"]).to_owned()),
     ]
 }

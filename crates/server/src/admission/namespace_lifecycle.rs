@@ -28,7 +28,7 @@ impl NamespaceLifecycle {
         }
         let namespace = at.snapshot.get(&Key::new(&NAMESPACES, "", at.namespace));
         let namespace = namespace.ok_or_else(|| Status::not_found(&NAMESPACES, at.namespace))?;
-        if !namespace.meta().is_deleting() && namespace.value()["status"]["phase"] != "Terminating" {
+        if !namespace.meta().is_deleting() && namespace.outline()["status"]["phase"] != "Terminating" {
             return Ok(());
         }
         let name = at.namespace;

@@ -22,7 +22,7 @@ impl Priority {
             let Some(class) = at.snapshot.get(&Key::new(&CLASSES, "", &name)) else {
                 return Err(at.forbidden(Some(pod), format!("no PriorityClass with name {name} was found")));
             };
-            let (value, policy) = of_class(&class.value());
+            let (value, policy) = of_class(&class.outline());
             (name, value, policy)
         };
         if let Some(given) = pod["spec"]["priority"].as_i64().filter(|given| *given != value) {
@@ -65,7 +65,7 @@ impl Priority {
 fn default_class(at: &AdmissionAttributes<'_>) -> Option<(String, i64, String)> {
     let prefix = Key::resource_prefix(&CLASSES);
     let defaults =
-        at.snapshot.range(&prefix, None).map(|object| object.value()).filter(|class| class["globalDefault"] == true);
+        at.snapshot.range(&prefix, None).map(|object| object.outline()).filter(|class| class["globalDefault"] == true);
     defaults
         .map(|class| {
             let (value, policy) = of_class(&class);

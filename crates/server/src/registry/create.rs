@@ -77,7 +77,7 @@ impl Registry {
         };
         let mut names = 0;
         loop {
-            match self.create_once(served, namespace, object.clone(), &base, by).await {
+            match self.create_once(served, namespace, &object, &base, by).await {
                 Ok(object) => return Ok(object),
                 Err(Failed::Refused(status)) => return Err(status),
                 Err(Failed::Raced) => {}
@@ -95,15 +95,15 @@ impl Registry {
         &self,
         served: &Served,
         namespace: &str,
-        mut object: Value,
+        wanted: &Value,
         base: &str,
         by: Writer<'_>,
     ) -> Result<Arc<Object>, Failed> {
         let snapshot = self.store.snapshot();
-        let given = metadata::text(&object, "name").to_owned();
+        let given = metadata::text(wanted, "name").to_owned();
         let at = Place { served, namespace, name: &given };
         let attributes = self.attributes(Operation::Create, at, "", None, &snapshot, by);
-        self.admission.admit(&attributes, &mut object).await?;
+        let mut object = self.admission.admit(&attributes, wanted).await?;
         (served.kind.strategy.default)(&mut object);
         metadata::put_in_namespace(&mut object, namespace)?;
 

@@ -136,8 +136,16 @@ pub fn uuid(rng: &Rng) -> String {
     rng(&mut b);
     b[6] = b[6] & 0x0f | 0x40;
     b[8] = b[8] & 0x3f | 0x80;
-    let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    let n = u128::from_be_bytes(b);
+    let (time, random) = (n >> 64, n as u64);
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        time >> 32,
+        time >> 16 & 0xffff,
+        time & 0xffff,
+        random >> 48,
+        random << 16 >> 16
+    )
 }
 
 /// The resource version that a client sent, 0 when it sent none.

@@ -153,6 +153,11 @@ impl Registry {
         value
     }
 
+    /// What [`Object::outline`] has of it.
+    pub fn outline(&self, served: &Served, object: &Object) -> Value {
+        if object.draft().schema == SCHEMA { object.outline() } else { self.value(served, object) }
+    }
+
     /// Fills in what the cluster hands out, such as a service's addresses.
     pub(crate) fn allocate(
         &self,

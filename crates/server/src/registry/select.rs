@@ -107,7 +107,7 @@ impl Registry {
         let own = if only_identity {
             Vec::new()
         } else {
-            (selection.served.kind.fields)(&self.value(&selection.served, object))
+            (selection.served.kind.fields)(&self.outline(&selection.served, object))
         };
         selection.fields.matches(|field| match field {
             "metadata.name" => object.key().name(),

@@ -29,7 +29,7 @@ impl Comparison {
 
     /// Takes out fields with all that is in them.
     #[must_use]
-    pub fn without(&self, fields: &Set) -> Self {
+    pub fn without(self, fields: &Set) -> Self {
         Self {
             added: self.added.without(fields),
             modified: self.modified.without(fields),
@@ -95,14 +95,16 @@ struct Diff {
 }
 
 impl Diff {
-    fn push(&mut self, step: &Step, child: Self) {
-        for (own, child) in
-            [(&mut self.added, child.added), (&mut self.modified, child.modified), (&mut self.removed, child.removed)]
-        {
-            if !child.is_empty() {
-                own.children.push(step.clone(), child);
-            }
+    fn push(&mut self, step: Step, child: Self) {
+        let parts =
+            [(&mut self.added, child.added), (&mut self.modified, child.modified), (&mut self.removed, child.removed)];
+        let mut parts = parts.into_iter().filter(|(_, child)| !child.is_empty());
+        let Some((mut own, mut child)) = parts.next() else { return };
+        for (next, of_next) in parts {
+            own.children.push(step.clone(), child);
+            (own, child) = (next, of_next);
         }
+        own.children.push(step, child);
     }
 
     fn leaf(old: Option<&Value>, new: Option<&Value>) -> Self {
@@ -168,7 +170,7 @@ fn structs(of: Type<'_>, old: Option<&Map<String, Value>>, new: Option<&Map<Stri
         let old = old.and_then(|members| members.get(field.name()).or_else(|| field.zero()));
         let new = new.and_then(|members| members.get(field.name()).or_else(|| field.zero()));
         if old != new {
-            out.push(&Step::Field(field.name().to_owned()), compare(Atom::of_field(field), old, new));
+            out.push(Step::Field(field.name().to_owned()), compare(Atom::of_field(field), old, new));
         }
     }
     out
@@ -185,7 +187,7 @@ fn maps(atom: Atom<'_>, old: Option<&Map<String, Value>>, new: Option<&Map<Strin
         if old != new
             && let Some(child) = atom.child(&step)
         {
-            out.push(&step, compare(child, old, new));
+            out.push(step, compare(child, old, new));
         }
     }
     out
@@ -222,7 +224,7 @@ fn lists(atom: Atom<'_>, old: Option<&Vec<Value>>, new: Option<&Vec<Value>>) -> 
                 diff
             }
         };
-        out.push(&step, diff);
+        out.push(step, diff);
     }
     out
 }

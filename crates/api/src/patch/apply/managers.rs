@@ -155,7 +155,7 @@ impl Managers {
             }
             let Some(merged) = self.0.remove(&identity) else { continue };
             let owned = self.0.entry(bucket).or_insert_with(|| Owned { set: Set::EMPTY, ..merged.clone() });
-            owned.set = owned.set.union(&merged.set);
+            owned.set = std::mem::take(&mut owned.set).union(merged.set);
             // That of the later one.
             owned.time = time;
             count -= 1;

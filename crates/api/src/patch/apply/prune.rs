@@ -20,9 +20,9 @@ impl Write<'_> {
         let mut owned: BTreeMap<&str, Set> = BTreeMap::new();
         for manager in managers.0.values() {
             let set = owned.entry(&manager.api_version).or_default();
-            *set = set.union(&manager.set);
+            *set = std::mem::take(set).union(manager.set.clone());
         }
-        if owned.get(&*last.api_version).is_some_and(|owned| last.set.difference(owned).is_empty()) {
+        if owned.get(&*last.api_version).is_some_and(|owned| last.set.clone().difference(owned).is_empty()) {
             return merged;
         }
         let version = last.api_version.as_str();
@@ -42,7 +42,7 @@ impl Write<'_> {
             else {
                 continue;
             };
-            let kept = named(of, &fields(of, &b)).union(&named(of, &set));
+            let kept = named(of, &fields(of, &b)).union(named(of, &set));
             let gone = named(of, &fields(of, &a)).difference(&kept);
             pruned = Place { value: remove(of, &a, &gone), version: version.to_owned() };
             whole = Place { value: a, version: version.to_owned() };

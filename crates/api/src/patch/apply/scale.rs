@@ -38,7 +38,7 @@ pub fn to_object(object: &Value, scale: &Value, version: &str, versions: &[Strin
             return false;
         }
         if has(&owned.set, &replicas) && scaling.0.remove(identity).is_none() {
-            owned.set = owned.set.difference(&replicas);
+            owned.set = std::mem::take(&mut owned.set).difference(&replicas);
         }
         !owned.set.is_empty()
     });

@@ -20,9 +20,6 @@ pub struct Node {
     pub children: Set,
 }
 
-/// What becomes of a child that two sets may have.
-type Both = dyn Fn(Option<&Node>, Option<&Node>) -> Option<Node>;
-
 impl Node {
     pub const MEMBER: Self = Self { member: true, children: Set::EMPTY };
 
@@ -92,52 +89,12 @@ impl Set {
 
     /// What is in either.
     #[must_use]
-    pub fn union(&self, other: &Self) -> Self {
-        self.zip(other, &|a, b| match (a, b) {
-            (Some(a), Some(b)) => Some(Node { member: a.member || b.member, children: a.children.union(&b.children) }),
-            (a, b) => a.or(b).cloned(),
-        })
-    }
-
-    /// What is in both.
-    #[must_use]
-    pub fn intersection(&self, other: &Self) -> Self {
-        self.zip(other, &|a, b| {
-            let (a, b) = (a?, b?);
-            Some(Node { member: a.member && b.member, children: a.children.intersection(&b.children) })
-        })
-    }
-
-    /// What is in `self` alone. A child stays when only its parent is in `other`.
-    #[must_use]
-    pub fn difference(&self, other: &Self) -> Self {
-        if other.is_empty() {
-            return self.clone();
+    pub fn union(self, other: Self) -> Self {
+        if self.is_empty() || other.is_empty() {
+            return if self.is_empty() { other } else { self };
         }
-        self.zip(other, &|a, b| match (a, b) {
-            (Some(a), Some(b)) => {
-                Some(Node { member: a.member && !b.member, children: a.children.difference(&b.children) })
-            }
-            (a, _) => a.cloned(),
-        })
-    }
-
-    /// What is in `self` and neither in `other` nor below what is in it.
-    #[must_use]
-    pub fn without(&self, other: &Self) -> Self {
-        if other.is_empty() {
-            return self.clone();
-        }
-        self.zip(other, &|a, b| match (a, b) {
-            (Some(_), Some(b)) if b.member => None,
-            (Some(a), Some(b)) => Some(Node { member: a.member, children: a.children.without(&b.children) }),
-            (a, _) => a.cloned(),
-        })
-    }
-
-    fn zip(&self, other: &Self, each: &Both) -> Self {
         let mut out = Self::EMPTY;
-        let (mut left, mut right) = (self.0.iter().peekable(), other.0.iter().peekable());
+        let (mut left, mut right) = (self.0.into_iter().peekable(), other.0.into_iter().peekable());
         loop {
             let order = match (left.peek(), right.peek()) {
                 (Some((a, _)), Some((b, _))) => a.cmp(b),
@@ -147,11 +104,55 @@ impl Set {
             };
             let a = if order.is_le() { left.next() } else { None };
             let b = if order.is_ge() { right.next() } else { None };
-            let step = a.or(b).map(|(step, _)| step);
-            if let (Some(step), Some(node)) = (step, each(a.map(|(_, node)| node), b.map(|(_, node)| node))) {
+            match (a, b) {
+                (Some((step, a)), Some((_, b))) => {
+                    out.push(step, Node { member: a.member || b.member, children: a.children.union(b.children) });
+                }
+                (Some((step, node)), None) | (None, Some((step, node))) => out.push(step, node),
+                (None, None) => return out,
+            }
+        }
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let mut out = Self::EMPTY;
+        for (step, a) in &self.0 {
+            if let Some(b) = other.get(step) {
+                let node = Node { member: a.member && b.member, children: a.children.intersection(&b.children) };
                 out.push(step.clone(), node);
             }
         }
+        out
+    }
+
+    /// What is in `self` alone. A child stays when only its parent is in `other`.
+    #[must_use]
+    pub fn difference(self, other: &Self) -> Self {
+        self.less(other, |a, b| Node { member: a.member && !b.member, children: a.children.difference(&b.children) })
+    }
+
+    /// What is in `self` and neither in `other` nor below what is in it.
+    #[must_use]
+    pub fn without(self, other: &Self) -> Self {
+        self.less(other, |a, b| match b.member {
+            true => Node::default(),
+            false => Node { member: a.member, children: a.children.without(&b.children) },
+        })
+    }
+
+    /// Leaves of each child that both have what `rest` makes of it.
+    fn less(mut self, other: &Self, rest: impl Fn(Node, &Node) -> Node) -> Self {
+        if !other.is_empty() {
+            self.0.retain_mut(|(step, node)| {
+                if let Some(theirs) = other.get(step) {
+                    *node = rest(std::mem::take(node), theirs);
+                }
+                !node.is_empty()
+            });
+        }
+        self
     }
 
     /// Every path in the set: of each place first its members, then what is below.

@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
 use crate::field::quoted;
 
@@ -46,11 +46,8 @@ impl Step {
     /// The form in `fieldsV1`.
     pub fn encoded(&self) -> String {
         match self {
-            Self::Field(name) => format!("f:{name}"),
-            Self::Key(fields) => {
-                let fields: Map<String, Value> = fields.iter().cloned().collect();
-                format!("k:{}", Value::Object(fields))
-            }
+            Self::Field(name) => ["f:", name].concat(),
+            Self::Key(fields) => format!("k:{}", Members(fields)),
             Self::Value(value) => format!("v:{value}"),
             Self::Index(at) => format!("i:{at}"),
         }
@@ -63,6 +60,20 @@ impl Step {
             Self::Value(_) => 2,
             Self::Index(_) => 3,
         }
+    }
+}
+
+/// Fields as members of a JSON object.
+struct Members<'a>(&'a [(String, Value)]);
+
+impl fmt::Display for Members<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{")?;
+        for (at, (name, value)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{}:{value}", serde_json::to_string(name).map_err(|_| fmt::Error)?)?;
+        }
+        f.write_str("}")
     }
 }
 
