@@ -9,7 +9,7 @@ use api::status::Status;
 use serde_json::Value;
 use store::{Compare, Op};
 
-use super::{Place, Registry, Writer, claims, draft, metadata, store_failure};
+use super::{Place, Registry, Writer, claims, draft, metadata, ownership, store_failure};
 use crate::admit::Operation;
 use crate::registry::catalog::Served;
 
@@ -75,9 +75,13 @@ impl Registry {
             "" => metadata::text(&object, "generateName").to_owned(),
             _ => String::new(),
         };
+        let mut owned = ownership::detach(&mut object);
+        // What compares nothing but its own absence is tried once.
+        let retries = !base.is_empty() || served.kind.claims.is_some();
         let mut names = 0;
         loop {
-            match self.create_once(served, namespace, &object, &base, by).await {
+            let copy = retries.then(|| (object.clone(), owned.clone()));
+            match self.create_once(served, namespace, object, owned, &base, by).await {
                 Ok(object) => return Ok(object),
                 Err(Failed::Refused(status)) => return Err(status),
                 Err(Failed::Raced) => {}
@@ -88,6 +92,7 @@ impl Registry {
                     }
                 }
             }
+            (object, owned) = copy.ok_or_else(|| Status::internal("a creation was raced for more than its name"))?;
         }
     }
 
@@ -95,15 +100,16 @@ impl Registry {
         &self,
         served: &Served,
         namespace: &str,
-        wanted: &Value,
+        mut object: Value,
+        owned: Vec<Value>,
         base: &str,
         by: Writer<'_>,
     ) -> Result<Arc<Object>, Failed> {
         let snapshot = self.store.snapshot();
-        let given = metadata::text(wanted, "name").to_owned();
+        let given = metadata::text(&object, "name").to_owned();
         let at = Place { served, namespace, name: &given };
         let attributes = self.attributes(Operation::Create, at, "", None, &snapshot, by);
-        let mut object = self.admission.admit(&attributes, wanted).await?;
+        self.admission.admit(&attributes, &mut object).await?;
         (served.kind.strategy.default)(&mut object);
         metadata::put_in_namespace(&mut object, namespace)?;
 
@@ -136,6 +142,7 @@ impl Registry {
         let (mut compares, mut ops) = (vec![Compare::Absent(key.clone())], Vec::new());
         claims::change(&served.kind, &key, None, Some(&object), &snapshot, &mut compares, &mut ops)
             .map_err(|errors| at.invalid(&errors))?;
+        ownership::attach(&mut object, owned);
         ops.insert(0, Op::Put(draft(key, object)?));
         self.commit(compares, ops, by.dry_run, 0).await
     }

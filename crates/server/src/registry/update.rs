@@ -178,7 +178,7 @@ impl Registry {
         }
 
         let attributes = self.attributes(Operation::Update, at, subresource, Some(&old), snapshot, by);
-        let mut new = self.admission.admit(&attributes, &new).await?;
+        self.admission.admit(&attributes, &mut new).await?;
         (strategy.default)(&mut new);
 
         match old["metadata"].get("generation") {
