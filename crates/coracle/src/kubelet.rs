@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use node::server::{Action, Authorizer, Caller, Denied};
-use server::identity::{Authenticator, Decision};
+use server::identity::{Authenticator, Decision, Proved};
 use server::path::{Attributes, Resource};
 
 /// Asks the API server's own authenticator and authorizer.
@@ -23,7 +23,8 @@ pub fn authorizer(
                 request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
             }
             let (parts, ()) = request.body(()).map_err(|_| Denied::Unauthenticated)?.into_parts();
-            let user = authenticator.authenticate(&parts, &caller.certificates.into()).await;
+            let proved = Arc::new(Proved::new(caller.certificates.into_iter().next()));
+            let user = authenticator.authenticate(&parts, &proved).await;
             let user = user.map_err(|_| Denied::Unauthenticated)?;
             // What runs something needs more than what reads, whatever method carries the request.
             let (verb, finer) = match action {

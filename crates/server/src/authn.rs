@@ -35,8 +35,8 @@ impl ClusterAuthenticator {
 
     fn decide(&self, request: &Parts, peer: &PeerCertificates) -> Result<User, Status> {
         // The handshake already verified the chain, so the names in the leaf are the authority's word.
-        if let Some(leaf) = peer.first() {
-            return user_of_certificate(leaf).ok_or_else(Status::unauthorized);
+        if peer.leaf.is_some() {
+            return peer.user(user_of_certificate).cloned().ok_or_else(Status::unauthorized);
         }
         if let Some(token) = bearer(request) {
             return self.tokens.authenticate(token, &[]).map(with_authenticated).map_err(|_| Status::unauthorized());
@@ -94,6 +94,7 @@ mod tests {
     use rustls_pki_types::pem::PemObject;
 
     use super::*;
+    use crate::identity::Proved;
     use crate::pki::{Authority, LEAF_LIFE, Order, Purpose};
 
     fn ask(path: &str, authorization: Option<&str>, peer: Vec<CertificateDer<'static>>) -> Result<User, Status> {
@@ -104,7 +105,8 @@ mod tests {
             request = request.header(AUTHORIZATION, value);
         }
         let (parts, ()) = request.body(()).expect("request").into_parts();
-        ClusterAuthenticator::new(Arc::new(tokens)).decide(&parts, &peer.into())
+        let peer = Arc::new(Proved::new(peer.into_iter().next()));
+        ClusterAuthenticator::new(Arc::new(tokens)).decide(&parts, &peer)
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use api::key::GroupResource;
 use api::status::Status;
@@ -51,8 +51,27 @@ pub const SYSTEM_UNAUTHENTICATED: &str = "system:unauthenticated";
 /// The name of those who showed no credentials.
 pub const ANONYMOUS: &str = "system:anonymous";
 
-/// The certificates that a TLS client proved to own, leaf first; empty on plain connections and without one.
-pub type PeerCertificates = Arc<[CertificateDer<'static>]>;
+/// What a TLS client has proved, for as long as its connection lives.
+pub type PeerCertificates = Arc<Proved>;
+
+/// The certificate that a TLS client proved to own.
+#[derive(Debug, Default)]
+pub struct Proved {
+    /// None on plain connections, and of clients that show none.
+    pub leaf: Option<CertificateDer<'static>>,
+    user: OnceLock<Option<User>>,
+}
+
+impl Proved {
+    pub fn new(leaf: Option<CertificateDer<'static>>) -> Self {
+        Self { leaf, user: OnceLock::new() }
+    }
+
+    /// Who that is: `read` is asked once, with the leaf.
+    pub fn user(&self, read: impl FnOnce(&[u8]) -> Option<User>) -> Option<&User> {
+        self.user.get_or_init(|| read(self.leaf.as_deref()?)).as_ref()
+    }
+}
 
 /// Finds out who sent a request.
 pub trait Authenticator: Send + Sync + 'static {

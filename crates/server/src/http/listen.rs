@@ -5,14 +5,17 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::service::service_fn;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{HttpService, service_fn};
+use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -20,8 +23,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::identity::PeerCertificates;
+use super::reply::Body;
+use super::takeover::{self, Events, Lent, Takeover};
+use crate::identity::{PeerCertificates, Proved};
 use crate::server::Server;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Kubernetes' own frames and windows: the default 64 kB starves watches.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -101,42 +108,73 @@ impl Server {
         peer: SocketAddr,
         acceptor: Option<TlsAcceptor>,
         cancel: CancellationToken,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(), Error> {
         stream.set_nodelay(true)?;
         // A peer that vanished ends its watches and tunnels too. Go's intervals.
         sockopt::set_socket_keepalive(&stream, true)?;
         sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
         sockopt::set_tcp_keepintvl(&stream, KEEPALIVE)?;
-        match acceptor {
-            None => self.serve_stream(stream, peer, PeerCertificates::from([]), cancel).await,
-            Some(acceptor) => {
-                let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
-                let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                let certificates = shown.iter().map(|certificate| certificate.clone().into_owned()).collect();
-                self.serve_stream(stream, peer, certificates, cancel).await
-            }
+        let Some(acceptor) = acceptor else {
+            let peer = Peer { address: peer, certificates: PeerCertificates::default() };
+            return self.http1(stream, peer, cancel).await;
+        };
+        // Stages are boxed, because a task keeps room for the largest that it ever holds.
+        let mut stream = Box::new(tokio::time::timeout(HANDSHAKE, Box::pin(acceptor.accept(stream))).await??);
+        // Until it asks for something, a connection has none of hyper's buffers.
+        let first = tokio::time::timeout(HEADERS, stream.fill_buf());
+        match cancel.run_until_cancelled(first).await {
+            Some(first) => drop(first??),
+            None => return Ok(()),
+        }
+        let session = stream.get_ref().1;
+        let leaf = session.peer_certificates().and_then(<[_]>::first).map(|leaf| leaf.clone().into_owned());
+        let peer = Peer { address: peer, certificates: Arc::new(Proved::new(leaf)) };
+        if session.alpn_protocol() == Some(b"h2") {
+            Box::pin(self.http2(stream, peer, cancel)).await
+        } else {
+            self.http1(stream, peer, cancel).await
         }
     }
 
-    /// Serves one connection that is established already.
-    ///
-    /// # Errors
-    /// When the peer breaks the protocol or the connection.
-    pub async fn serve_stream(
+    /// Serves requests, until one is a watch that takes the connection.
+    async fn http1<S>(self: Arc<Self>, stream: S, peer: Peer, cancel: CancellationToken) -> Result<(), Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match Box::pin(self.requests(stream, peer, cancel)).await? {
+            Some((stream, events)) => Ok(takeover::tell(stream, events).await?),
+            None => Ok(()),
+        }
+    }
+
+    async fn requests<S>(
         self: Arc<Self>,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: SocketAddr,
-        certificates: PeerCertificates,
+        stream: S,
+        peer: Peer,
         cancel: CancellationToken,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let service = service_fn(move |request| {
-            let (server, certificates) = (self.clone(), certificates.clone());
-            async move { Ok::<_, Infallible>(server.handle(request, peer, certificates).await) }
-        });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(MAX_HEADERS as usize * 2);
-        builder
-            .http2()
+    ) -> Result<Option<(S, Events)>, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let lent = Lent::new(stream);
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .max_buf_size(MAX_HEADERS as usize * 2)
+            .serve_connection(TokioIo::new(lent.share()), self.service(peer, Some(lent.takeover())))
+            .with_upgrades();
+        let ended = drive(Box::pin(connection), |connection| connection.graceful_shutdown(), cancel).await;
+        match lent.taken() {
+            Some(taken) => Ok(Some(taken)),
+            None => Ok(ended.map(|()| None)?),
+        }
+    }
+
+    async fn http2<S>(self: Arc<Self>, stream: S, peer: Peer, cancel: CancellationToken) -> Result<(), Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -147,13 +185,45 @@ impl Server {
             .max_local_error_reset_streams(RESETS)
             .max_header_list_size(MAX_HEADERS)
             .keep_alive_interval(PING)
-            .keep_alive_timeout(PING / 2);
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            () = cancel.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        connection.await
+            .keep_alive_timeout(PING / 2)
+            .serve_connection(TokioIo::new(stream), self.service(peer, None));
+        Ok(drive(Box::pin(connection), |connection| connection.graceful_shutdown(), cancel).await?)
     }
+
+    fn service(
+        self: Arc<Self>,
+        peer: Peer,
+        takeover: Option<Takeover>,
+    ) -> impl HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send + 'static> {
+        service_fn(move |mut request: Request<Incoming>| {
+            // Older clients know no chunks.
+            if request.version() == Version::HTTP_11
+                && let Some(takeover) = &takeover
+            {
+                request.extensions_mut().insert(takeover.clone());
+            }
+            let (server, certificates) = (self.clone(), peer.certificates.clone());
+            // Boxed, because hyper keeps room for it between requests and while an answer is sent.
+            Box::pin(async move { Ok::<Response<Body>, _>(server.handle(request, peer.address, certificates).await) })
+        })
+    }
+}
+
+/// Who is at the other end.
+struct Peer {
+    address: SocketAddr,
+    certificates: PeerCertificates,
+}
+
+/// Serves a connection to its end, or until `cancel` what it has begun.
+async fn drive<C: Future>(
+    mut connection: Pin<Box<C>>,
+    end: impl FnOnce(Pin<&mut C>),
+    cancel: CancellationToken,
+) -> C::Output {
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = cancel.cancelled() => end(connection.as_mut()),
+    }
+    connection.await
 }

@@ -7,4 +7,5 @@ pub mod protobuf;
 pub mod reply;
 pub mod route;
 pub mod stream;
+pub mod takeover;
 pub mod write;

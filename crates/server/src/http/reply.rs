@@ -4,9 +4,9 @@ use std::convert::Infallible;
 
 use api::status::Status;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::StreamExt;
 use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WARNING,
+    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WARNING,
 };
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -15,6 +15,7 @@ use hyper::body::Frame;
 use serde_json::Value;
 
 use super::negotiate::Format;
+use super::takeover::{Events, Handing, Takeover};
 
 /// The body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -88,17 +89,19 @@ pub fn failure(status: &Status, fresh: Option<&str>) -> Response<Body> {
     response
 }
 
-/// A body that is sent as it comes.
-pub fn stream(
-    content_type: &'static str,
-    stream: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static,
-) -> Response<Body> {
-    use futures_util::StreamExt;
-    let frames = stream.map(|piece| piece.map(Frame::data));
-    let body = StreamBody::new(frames).map_err(|never: Infallible| match never {}).boxed_unsync();
-    let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+/// A watch, sent as it comes; with `takeover` it takes its connection, and closes it behind itself.
+pub fn watch(events: Events, takeover: Option<Takeover>) -> Response<Body> {
+    let closes = takeover.is_some();
+    let mut response = Response::new(match takeover {
+        Some(takeover) => Handing::new(events, takeover).boxed_unsync(),
+        None => StreamBody::new(events.map(|piece| Ok(Frame::data(piece)))).boxed_unsync(),
+    });
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if closes {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

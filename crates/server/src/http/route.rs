@@ -21,6 +21,7 @@ use tracing::error;
 use super::negotiate::{self, Form, Format};
 use super::reply::{self, Body};
 use super::stream::{self, Sending};
+use super::takeover::Takeover;
 use crate::admit::Warnings;
 use crate::audit;
 use crate::encode::Include;
@@ -354,8 +355,8 @@ impl Exchange<'_> {
             Ok(watch) => watch,
             // As upstream does: the watch begins, and ends with the reason.
             Err(status) if status.code == 410 => {
-                let end = futures_util::stream::iter([Ok(stream::failure(&status))]);
-                return Ok(reply::stream("application/json", end));
+                let end = futures_util::stream::iter([stream::failure(&status)]);
+                return Ok(reply::watch(Box::pin(end), None));
             }
             Err(status) => return Err(status.into()),
         };
@@ -371,7 +372,7 @@ impl Exchange<'_> {
         let server = self.server;
         let events =
             stream::stream(watch, registry.clone(), server.encodings.clone(), sending, server.shutdown.clone());
-        Ok(reply::stream("application/json", events))
+        Ok(reply::watch(events, self.parts.extensions.get::<Takeover>().cloned()))
     }
 
     pub(super) fn selection(&self, endpoint: Endpoint<'_>) -> Result<Selection, Status> {

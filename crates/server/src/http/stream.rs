@@ -4,7 +4,7 @@
 //! Source: apiserver `pkg/endpoints/handlers/watch.go`.
 
 use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use api::key::Key;
 use api::object::{Change, Object};
 use api::status::Status;
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::Stream;
 use serde_json::{Value, json};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::negotiate::Form;
+use super::takeover::Events;
 use crate::encode::{Include, table};
 use crate::registry::Registry;
 use crate::registry::catalog::Served;
@@ -28,6 +28,13 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 
 /// Ready events are sent in one piece up to this size.
 const PIECE: usize = 64 * 1024;
+
+/// A watch sends this many pieces as soon as there is something to send …
+const BURST: u32 = 16;
+
+/// … and after that one in each such time, with all that has happened meanwhile: a storm of changes costs a watcher few writes, and
+/// the one change or the dozen that are waited for come at once.
+const PACE: Duration = Duration::from_millis(5);
 
 /// Bytes of encodings kept for other watchers: the events that several watchers have just been woken for.
 const KEPT: usize = 1024 * 1024;
@@ -95,20 +102,39 @@ struct Sender {
     served: Served,
     sending: Sending,
     deadline: Instant,
-    bookmark: Instant,
+    /// The deadline, or a bookmark before it.
+    alarm: Pin<Box<Sleep>>,
     /// The last revision that the client knows of.
     told: u64,
     /// Whether the next table needs its column headers.
     headers: bool,
-    shutdown: CancellationToken,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    pace: Pace,
     over: bool,
+}
+
+/// When the next piece may be sent. Source: the generic cell rate algorithm (ITU-T I.371, annex A).
+struct Pace {
+    /// When the pieces sent so far would be paid for at one in each [`PACE`].
+    paid: Instant,
+}
+
+impl Pace {
+    /// The time of the next piece, when it has not come yet.
+    fn wait(&self, now: Instant) -> Option<Instant> {
+        Some(self.paid - PACE * (BURST - 1)).filter(|at| *at > now)
+    }
+
+    fn sent(&mut self, now: Instant) {
+        self.paid = self.paid.max(now) + PACE;
+    }
 }
 
 /// What woke the stream.
 enum Woken {
     Event(Result<Event, Status>),
-    Bookmark,
-    Deadline,
+    Alarm,
+    Shutdown,
 }
 
 /// The lines of a watch until its time is over, the server stops, or its place is compacted away.
@@ -118,25 +144,29 @@ pub fn stream(
     encodings: Arc<Encodings>,
     sending: Sending,
     shutdown: CancellationToken,
-) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
-    let now = Instant::now();
+) -> Events {
+    let deadline = Instant::now() + sending.timeout;
     let sender = Sender {
         served: watch.selection().served.clone(),
         watch,
         registry,
         encodings,
         sending,
-        deadline: now + sending.timeout,
-        bookmark: now + BOOKMARKS,
+        deadline,
+        alarm: Box::pin(sleep_until(alarm(sending, deadline))),
         told: 0,
         headers: true,
-        shutdown,
+        shutdown: Box::pin(shutdown.cancelled_owned()),
+        pace: Pace { paid: Instant::now() },
         over: false,
     };
-    futures_util::stream::unfold(
-        sender,
-        |mut sender| async move { sender.next().await.map(|bytes| (Ok(bytes), sender)) },
-    )
+    let next = |mut sender: Sender| async move { sender.next().await.map(|bytes| (bytes, sender)) };
+    Box::pin(futures_util::stream::unfold(sender, next))
+}
+
+/// When a watch has something to do though nothing happens.
+fn alarm(sending: Sending, deadline: Instant) -> Instant {
+    if sending.bookmarks { deadline.min(Instant::now() + BOOKMARKS) } else { deadline }
 }
 
 impl Sender {
@@ -145,14 +175,19 @@ impl Sender {
             if self.over {
                 return None;
             }
+            if let Some(at) = self.pace.wait(Instant::now()) {
+                sleep_until(at).await;
+            }
+            // Events first, which are what wakes this almost always. They let the others have their turn: waiting for them uses up the
+            // task's budget.
             let woken = tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => Woken::Deadline,
-                () = tokio::time::sleep_until(self.deadline) => Woken::Deadline,
-                () = tokio::time::sleep_until(self.bookmark), if self.sending.bookmarks => Woken::Bookmark,
                 event = self.watch.next() => Woken::Event(event),
+                () = self.alarm.as_mut() => Woken::Alarm,
+                () = self.shutdown.as_mut() => Woken::Shutdown,
             };
             if let Some(bytes) = self.apply(woken) {
+                self.pace.sent(Instant::now());
                 return Some(bytes);
             }
         }
@@ -165,11 +200,11 @@ impl Sender {
                 self.over = true;
                 Some(failure(&status))
             }
-            Woken::Bookmark => {
-                self.bookmark = Instant::now() + BOOKMARKS;
+            Woken::Alarm if Instant::now() < self.deadline => {
+                self.alarm.as_mut().reset(alarm(self.sending, self.deadline));
                 self.bookmark()
             }
-            Woken::Deadline => {
+            Woken::Alarm | Woken::Shutdown => {
                 self.over = true;
                 // The client resumes from here instead of from its last event.
                 self.sending.bookmarks.then(|| self.bookmark()).flatten()
@@ -292,4 +327,30 @@ fn line(event: &str, object: &Value) -> Bytes {
         .expect("a value is always JSON");
     out.put_u8(b'\n');
     out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_burst_goes_at_once_and_a_storm_at_its_pace() {
+        let start = Instant::now();
+        let mut pace = Pace { paid: start };
+        for _ in 0..BURST {
+            assert_eq!(pace.wait(start), None);
+            pace.sent(start);
+        }
+        assert_eq!(pace.wait(start), Some(start + PACE));
+        assert_eq!(pace.wait(start + PACE), None);
+        pace.sent(start + PACE);
+        assert_eq!(pace.wait(start + PACE), Some(start + 2 * PACE));
+        // Who has been silent for long has a burst again, and no more.
+        let later = start + 1000 * PACE;
+        for _ in 0..BURST {
+            assert_eq!(pace.wait(later), None);
+            pace.sent(later);
+        }
+        assert_eq!(pace.wait(later), Some(later + PACE));
+    }
 }

@@ -2,8 +2,8 @@
 //!
 //! Source: apiserver `pkg/storage/cacher`, `pkg/endpoints/handlers/watch.go`; KEP-3157 (WatchList).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use api::object::{Change, Object};
 use api::status::Status;
@@ -23,13 +23,14 @@ pub enum Event {
     InitialEnd(u64),
 }
 
-/// A running watch. It holds no buffer but the initial state it has yet to report.
+/// A running watch. It holds no buffer but what it has yet to report.
 pub struct Watch {
     registry: Arc<Registry>,
     selection: Selection,
-    initial: VecDeque<Arc<Object>>,
+    initial: IntoIter<Arc<Object>>,
     initial_end: Option<u64>,
-    pending: VecDeque<Change>,
+    /// As the cursor returned them: some may not be selected.
+    pending: IntoIter<Change>,
     cursor: Box<dyn Cursor>,
 }
 
@@ -43,10 +44,10 @@ impl Registry {
         let snapshot = self.at_least(revision).await?;
         let initial = when.send_initial_events.unwrap_or(revision == 0);
         let after = if initial || revision == 0 { snapshot.revision() } else { revision };
-        let objects =
-            if initial { self.select(&snapshot, &selection, None).cloned().collect() } else { VecDeque::new() };
+        let objects: Vec<_> =
+            if initial { self.select(&snapshot, &selection, None).cloned().collect() } else { Vec::new() };
         let mut watch = self.watch_after(selection, after)?;
-        watch.initial = objects;
+        watch.initial = objects.into_iter();
         watch.initial_end = (when.send_initial_events == Some(true) && when.bookmarks).then_some(after);
         Ok(watch)
     }
@@ -57,7 +58,7 @@ impl Registry {
     /// 410 when it is compacted away.
     pub fn watch_after(self: &Arc<Self>, selection: Selection, after: u64) -> Result<Watch, Status> {
         let cursor = self.store.watch(selection.prefix(), after).map_err(|error| expired(&error))?;
-        let (initial, pending) = (VecDeque::new(), VecDeque::new());
+        let (initial, pending) = (IntoIter::default(), IntoIter::default());
         Ok(Watch { registry: self.clone(), selection, initial, initial_end: None, pending, cursor })
     }
 }
@@ -73,21 +74,25 @@ impl Watch {
         if let Some(event) = self.ready() {
             return Ok(event);
         }
-        let changes = self.cursor.next().await.map_err(|error| expired(&error))?;
-        let (registry, selection) = (&self.registry, &self.selection);
-        self.pending.extend(changes.into_iter().filter_map(|change| registry.seen(selection, change)));
+        self.pending = self.cursor.next().await.map_err(|error| expired(&error))?.into_iter();
         Ok(self.ready().unwrap_or(Event::Bookmark(self.cursor.revision())))
     }
 
     /// The next event, if it is there already.
     pub fn ready(&mut self) -> Option<Event> {
-        if let Some(object) = self.initial.pop_front() {
+        if let Some(object) = self.initial.next() {
             return Some(Event::Change(Change::Added(object)));
         }
+        // Nor is the room kept that it took.
+        self.initial = IntoIter::default();
         if let Some(revision) = self.initial_end.take() {
             return Some(Event::InitialEnd(revision));
         }
-        self.pending.pop_front().map(Event::Change)
+        let next = self.pending.by_ref().find_map(|change| self.registry.seen(&self.selection, change));
+        if next.is_none() {
+            self.pending = IntoIter::default();
+        }
+        next.map(Event::Change)
     }
 
     /// What is watched.

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::cluster::Cluster;
 
@@ -201,4 +203,30 @@ async fn events_add_up_to_the_list() {
     let list = cluster.get(&format!("{MAPS}?labelSelector=even")).await.value();
     let listed: Vec<&Value> = list["items"].as_array().unwrap().iter().collect();
     assert_eq!(state.values().collect::<Vec<_>>(), listed);
+}
+
+/// What stands on the wire until the server closes the connection.
+async fn answer(cluster: &Cluster, version: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(cluster.address).await.unwrap();
+    let request = format!("GET {MAPS}?watch=true&timeoutSeconds=1 HTTP/{version}\r\nhost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    let (head, body) = said.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn a_watch_over_http_1_takes_its_connection_and_closes_it() {
+    let cluster = Cluster::start().await;
+    make(&cluster, "a", json!({})).await;
+    let (head, body) = answer(&cluster, "1.1").await;
+    assert!(head.contains("connection: close") && head.contains("transfer-encoding: chunked"), "{head}");
+    let (size, rest) = body.split_once("\r\n").unwrap();
+    let (event, end) = rest.split_at(usize::from_str_radix(size, 16).unwrap());
+    assert!(event.starts_with(r#"{"type":"ADDED""#) && event.ends_with("}\n"), "{event}");
+    assert_eq!(end, "\r\n0\r\n\r\n");
+    // Older clients know no chunks.
+    let (_, body) = answer(&cluster, "1.0").await;
+    assert_eq!(body, event);
 }
