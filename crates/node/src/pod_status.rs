@@ -33,8 +33,8 @@ impl Machine {
         let spec = self.pod.spec.clone().unwrap_or_default();
         let old = self.pod.status.clone().unwrap_or_default();
         let ended = self.has_ended();
-        let mut init = self.statuses(&spec, ended, |role| matches!(role, Role::Init | Role::Sidecar));
-        let mut main = self.statuses(&spec, ended, |role| role == Role::Main);
+        let mut init = self.statuses(&spec, ended, now, |role| matches!(role, Role::Init | Role::Sidecar));
+        let mut main = self.statuses(&spec, ended, now, |role| role == Role::Main);
         let any_started = self.slots.iter().any(|slot| slot.role == Role::Main && slot.is_running());
         let failed = self.stop.as_ref().and_then(|stop| stop.failed.clone());
         let mut phase = phase(&spec, &init, &main, ended, any_started);
@@ -59,7 +59,7 @@ impl Machine {
         if self.rejected {
             (init, main) = (Vec::new(), Vec::new());
         }
-        let ephemeral = self.statuses(&spec, ended, |role| role == Role::Ephemeral);
+        let ephemeral = self.statuses(&spec, ended, now, |role| role == Role::Ephemeral);
         let conditions = self.fresh_conditions(&spec, &old, &init, &main, phase, now);
         self.conditions.clone_from(&conditions);
         let ips = self.pod_ips(&spec, host);
@@ -107,7 +107,19 @@ impl Machine {
         by_family(&self.ips, host)
     }
 
-    fn statuses(&self, spec: &PodSpec, ended: bool, wanted: impl Fn(Role) -> bool) -> Vec<ContainerStatus> {
+    /// A container that runs, as the API sees it.
+    pub(crate) fn shown(&self, index: usize) -> Option<ContainerStatus> {
+        let slot = &self.slots[index];
+        Some(self.container_status(index, slot, self.container(&slot.name)?, false, false))
+    }
+
+    fn statuses(
+        &self,
+        spec: &PodSpec,
+        ended: bool,
+        now: Timestamp,
+        wanted: impl Fn(Role) -> bool,
+    ) -> Vec<ContainerStatus> {
         let initializing = spec.init_containers.iter().flatten().next().is_some();
         let initialized = !initializing
             || self.slots.iter().any(|slot| slot.role == Role::Main && (slot.exit.is_some() || slot.is_running()))
@@ -116,6 +128,11 @@ impl Machine {
         let mut statuses: Vec<ContainerStatus> = slots
             .filter_map(|(index, slot)| {
                 let container = self.container(&slot.name)?;
+                if let Some(replaced) = slot.replaced.as_ref().filter(|replaced| now < replaced.until)
+                    && slot.is_in_flight()
+                {
+                    return Some(replaced.shown.clone());
+                }
                 let unknown = ended && initialized && slot.role == Role::Main;
                 Some(self.container_status(index, slot, container, initializing, unknown))
             })

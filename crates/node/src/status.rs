@@ -1,7 +1,8 @@
 //! Tells the API what became of a pod: only what changed, in order, until it is told; and removes the pod in the end.
 //!
-//! Source: status/status_manager.go, `syncPod` and `canBeDeleted`; util/pod, `PatchPodStatus`.
+//! Source: status/status_manager.go, `syncPod`, `needsReconcile` and `canBeDeleted`; util/pod, `PatchPodStatus`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Client, DeleteOptions, PatchType, Resource};
@@ -14,6 +15,8 @@ use crate::pod_status::OWNED;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// How long what others wrote into the node's part of a status may stay. Source: status_manager.go, `syncPeriod`.
+const REPAIR: Duration = Duration::from_secs(10);
 
 /// The fields of the status that the node writes. Those that are missing from a new status are removed.
 const FIELDS: [&str; 16] = [
@@ -97,22 +100,50 @@ fn addresses(before: &Value, after: &Value) -> Value {
     after.into_iter().chain(removals).collect::<Vec<_>>().into()
 }
 
-/// Writes every change of `desired` until it is told to remove the pod and has, or its sender is gone.
+/// What the API is known to say of a pod.
+struct Told {
+    status: PodStatus,
+    version: u64,
+}
+
+impl Told {
+    fn by(pod: &Pod) -> Self {
+        let version = pod.metadata.resource_version.as_ref().and_then(|version| version.parse().ok());
+        Self { status: pod.status.clone().unwrap_or_default(), version: version.unwrap_or_default() }
+    }
+
+    /// Takes a version of the pod, unless a newer one is known; says whether it did.
+    fn learn(&mut self, pod: &Pod) -> bool {
+        let said = Self::by(pod);
+        let is_new = said.version > self.version;
+        if is_new {
+            *self = said;
+        }
+        is_new
+    }
+}
+
+/// Writes every change of `desired` until it is told to remove the pod and has, or its sender is gone. `pods` are the API's versions
+/// of the pod: what others write into the node's part of its status is put right.
 ///
 /// Failures are tried again with growing delays; what changes meanwhile is told together. `end_told` is used, or dropped by the
 /// return, when the API knows the pod's end or has lost the pod.
 pub async fn keep_told(
     client: Client,
-    pod: Pod,
+    mut pods: watch::Receiver<Arc<Pod>>,
     mut desired: watch::Receiver<Option<Desired>>,
     end_told: oneshot::Sender<()>,
 ) {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let (namespace, name, uid) = (text(&pod.metadata.namespace), text(&pod.metadata.name), text(&pod.metadata.uid));
-    let mut told = pod.status.clone().unwrap_or_default();
+    let (namespace, name, uid, mut told) = {
+        let pod = pods.borrow_and_update();
+        let meta = &pod.metadata;
+        (text(&meta.namespace), text(&meta.name), text(&meta.uid), Told::by(&pod))
+    };
     let (mut delay, mut end_told) = (FIRST_RETRY, Some(end_told));
     loop {
         let next = desired.borrow_and_update().clone();
+        told.learn(&pods.borrow_and_update());
         let outcome = match &next {
             None => Outcome::Done,
             Some(next) => write(&client, &namespace, &name, &uid, &mut told, next).await,
@@ -121,12 +152,15 @@ pub async fn keep_told(
             Outcome::Gone => return,
             Outcome::Done => {
                 delay = FIRST_RETRY;
-                if next.is_some_and(|next| next.ended) {
+                if next.as_ref().is_some_and(|next| next.ended) {
                     // The worker is gone only when the pod is.
                     end_told.take().map(|told| told.send(()).ok());
                 }
-                if desired.changed().await.is_err() {
-                    return;
+                tokio::select! {
+                    changed = desired.changed() => if changed.is_err() {
+                        return;
+                    },
+                    () = overwritten(&uid, &mut told, next.as_ref(), &mut pods) => {}
                 }
             }
             Outcome::Failed => {
@@ -137,6 +171,21 @@ pub async fn keep_told(
     }
 }
 
+/// Returns a while after somebody else has written into the node's part of the status. Cancel-safe: `told` is what is known.
+async fn overwritten(uid: &str, told: &mut Told, next: Option<&Desired>, pods: &mut watch::Receiver<Arc<Pod>>) {
+    loop {
+        if pods.changed().await.is_err() {
+            // The worker ends.
+            std::future::pending::<()>().await;
+        }
+        let is_new = told.learn(&pods.borrow_and_update());
+        if is_new && next.is_some_and(|next| patch(uid, &told.status, &next.status).is_some()) {
+            break;
+        }
+    }
+    tokio::time::sleep(REPAIR).await;
+}
+
 enum Outcome {
     Done,
     /// The object is not there any more.
@@ -144,22 +193,15 @@ enum Outcome {
     Failed,
 }
 
-async fn write(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-    uid: &str,
-    told: &mut PodStatus,
-    next: &Desired,
-) -> Outcome {
+async fn write(client: &Client, namespace: &str, name: &str, uid: &str, told: &mut Told, next: &Desired) -> Outcome {
     let pods = Resource::of::<Pod>();
-    if let Some(patch) = patch(uid, told, &next.status) {
+    if let Some(patch) = patch(uid, &told.status, &next.status) {
         match client.patch_object(&pods, namespace, name, Some("status"), PatchType::Strategic, patch).await {
             Ok(object) => match object.decode::<Pod>() {
-                Ok(written) => *told = written.status.unwrap_or_default(),
+                Ok(written) => drop(told.learn(&written)),
                 Err(error) => {
                     warn!(pod = name, %error, "the API's answer is no pod");
-                    told.clone_from(&next.status);
+                    told.status.clone_from(&next.status);
                 }
             },
             // Another pod of this name has taken the place: ours is gone.

@@ -72,6 +72,15 @@ pub struct Waiting {
     pub message: String,
 }
 
+/// A run that was stopped to make way for the next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replaced {
+    /// As it was while it ran.
+    pub shown: ContainerStatus,
+    /// Until then its successor may take its place unseen.
+    pub until: Timestamp,
+}
+
 /// A container of the pod, over all its runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
@@ -85,6 +94,8 @@ pub struct Slot {
     pub previous: Option<Exit>,
     /// Overrides the restart policy for `exit`.
     pub restart: Option<bool>,
+    /// The run that ended with `exit`, while its successor is on its way.
+    pub replaced: Option<Replaced>,
     /// `exit` happened in a sandbox that is gone: the container starts over as if it never ran in this one.
     pub stale: bool,
     /// The newest run's number, `None` before the first.
@@ -117,6 +128,7 @@ impl Slot {
             exit: None,
             previous: None,
             restart: None,
+            replaced: None,
             stale: false,
             attempt: None,
             id: None,

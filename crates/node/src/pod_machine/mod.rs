@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use self::container::{Role, Running, Slot, State, Waiting};
+use self::container::{Replaced, Role, Running, Slot, State, Waiting};
 pub use self::resize::{Change, Resize, Resized};
 
 /// What happened to the pod, told by the shell that carries out the effects.
@@ -434,7 +434,7 @@ impl Machine {
             }
             Event::PostStartDone { container, id, failed } => self.post_start_done(&container, &id, failed, now),
             Event::PreStopDone { container, id } => self.pre_stop_done(&container, &id),
-            Event::Exited { container, exit } => self.exited(&container, exit),
+            Event::Exited { container, exit } => self.exited(&container, exit, now),
             Event::Probed { container, id, kind, healthy } => self.probed(&container, &id, kind, healthy, now),
             Event::Resized(resized) => self.resized(resized, now),
             Event::EndTold => self.end_told = true,
@@ -496,7 +496,8 @@ impl Machine {
     }
 
     fn updated(&mut self, pod: Arc<Pod>, now: Timestamp) {
-        self.pod = pod;
+        let before = std::mem::replace(&mut self.pod, pod);
+        self.forget_backoffs(&before);
         let meta = &self.pod.metadata;
         if meta.deletion_timestamp.is_some() {
             let grace = meta.deletion_grace_period_seconds.or(self.spec_grace()).unwrap_or(30);
@@ -520,6 +521,21 @@ impl Machine {
             }
         }
         self.want_resources();
+    }
+
+    /// Failures of another image, or with other resources, are not held against the new ones. Source: kuberuntime/helpers.go,
+    /// `GetBackoffKey`; images/image_manager.go, `EnsureImageExists`.
+    fn forget_backoffs(&mut self, before: &Pod) {
+        for slot in &mut self.slots {
+            let (old, new) = (key(before, &slot.name), key(&self.pod, &slot.name));
+            if old != new {
+                slot.restarts.reset();
+            }
+            if old.map(|(image, _)| image) != new.map(|(image, _)| image) {
+                slot.pulls.reset();
+                (slot.pull_failed_at, slot.retry_at) = (None, None);
+            }
+        }
     }
 
     fn spec_grace(&self) -> Option<i64> {
@@ -567,14 +583,19 @@ impl Machine {
         }
     }
 
-    fn exited(&mut self, name: &str, exit: Exit) {
+    fn exited(&mut self, name: &str, exit: Exit, now: Timestamp) {
         let Some(index) = self.index(name) else { return };
         let slot = &self.slots[index];
         if slot.id.as_deref() != Some(exit.id.as_str()) || !slot.is_running() {
             return;
         }
         self.stop_probes(index);
+        let shown = self.shown(index);
         self.end_run(index, exit);
+        let slot = &mut self.slots[index];
+        if let (Some(true), Some(shown)) = (slot.restart, shown) {
+            slot.replaced = Some(Replaced { shown, until: after(now, start::UNSEEN) });
+        }
     }
 
     /// Moves a slot from running to ended.
@@ -639,6 +660,12 @@ fn adopt_runs(slot: &mut Slot, before: Option<&ContainerStatus>, runs: &[&Adopte
         let message = "The container could not be located when the pod was deleted.  The container used to be Running";
         slot.previous = slot.exit.replace(Exit::unknown(&id, message));
     }
+}
+
+/// What a container's back-offs belong to.
+fn key<'a>(pod: &'a Pod, name: &str) -> Option<(&'a Option<String>, &'a Option<ResourceRequirements>)> {
+    let container = container_of(pod.spec.as_ref()?, name)?;
+    Some((&container.image, &container.resources))
 }
 
 pub(crate) fn container_of<'a>(spec: &'a k8s_openapi::api::core::v1::PodSpec, name: &str) -> Option<&'a Container> {

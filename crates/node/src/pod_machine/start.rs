@@ -11,9 +11,20 @@ pub(super) const RETRY: SignedDuration = SignedDuration::from_secs(10);
 /// How long ErrImagePull is shown before it becomes ImagePullBackOff.
 const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 
+/// How long a container that is stopped and started again is shown as if it ran on.
+///
+/// Upstream stops and starts it in one pass and reports statuses between passes only, whatever the pull takes meanwhile; this is
+/// how often it looks. Source: kubelet.go, `SyncPod` and `genericPlegRelistPeriod`.
+pub(super) const UNSEEN: SignedDuration = SignedDuration::from_secs(1);
+
 impl Machine {
     pub(super) fn advance_start(&mut self, now: Timestamp) {
         self.wake_for_active_deadline();
+        let shown_until =
+            self.slots.iter().filter_map(|slot| Some(slot.replaced.as_ref()?.until)).filter(|at| *at > now);
+        if let Some(at) = shown_until.min() {
+            self.wake(at);
+        }
         self.ensure_volumes(now);
         self.ensure_sandbox(now);
         if self.volumes != Volumes::Ready {
@@ -209,6 +220,7 @@ impl Machine {
             return;
         }
         slot.state = State::Idle;
+        slot.replaced = None;
         if reason == "ErrImagePull" {
             let since = slot.pull_failed_at.unwrap_or(now);
             slot.pulls.next(since, now);
@@ -255,6 +267,7 @@ impl Machine {
         slot.attempt = Some(slot.attempt.map_or(0, |attempt| attempt + 1));
         slot.id = Some(id.to_owned());
         slot.restart = None;
+        slot.replaced = None;
         slot.stale = false;
         (slot.started, slot.ready) = (false, false);
     }
@@ -270,6 +283,7 @@ impl Machine {
         let Some(index) = self.index(name) else { return };
         self.record(true, "Failed", format!("Error: {message}"), Some(name));
         self.slots[index].state = State::Idle;
+        self.slots[index].replaced = None;
         match exit {
             Some(exit) => {
                 self.begin_run(index, &exit.id.clone());

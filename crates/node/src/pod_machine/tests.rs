@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod change;
+
 struct Script {
     machine: Machine,
     now: Timestamp,
@@ -97,6 +99,11 @@ impl Script {
                 let mut pod = Pod::clone(&self.machine.pod);
                 pod.metadata.deletion_timestamp = Some(api_time(self.now));
                 pod.metadata.deletion_grace_period_seconds = Some(words[1].parse().unwrap());
+                Event::Updated(Arc::new(pod))
+            }
+            "new-image" => {
+                let mut pod = Pod::clone(&self.machine.pod);
+                pod.spec.as_mut().unwrap().containers[0].image = Some(words[1].to_owned());
                 Event::Updated(Arc::new(pod))
             }
             "debug" => {
@@ -294,24 +301,6 @@ fn deletion_signals_then_kills_then_cleans_up() {
     );
 }
 
-/// Whoever comes after a main that dies now finds in the shim how the container ended.
-#[test]
-fn nothing_goes_before_the_api_knows_the_end() {
-    let removes = |effects: &[Effect]| effects.contains(&Effect::RemoveSandbox);
-    for last in [Event::EndTold, Event::Removed] {
-        let mut spec = one(json!({}));
-        spec["restartPolicy"] = json!("Never");
-        let mut script = after_start(spec, &["image a", "start a", "exit a 7"], &[], expect![""]);
-        for line in ["delete 1", "wait 600"] {
-            let event = script.event(&line.split(' ').collect::<Vec<_>>());
-            assert!(!removes(&script.machine.step(event, script.now)), "{line}");
-        }
-        let status = script.machine.status(&[], script.now);
-        assert_eq!(status.phase.as_deref(), Some("Failed"));
-        assert!(removes(&script.machine.step(last, script.now)));
-    }
-}
-
 #[test]
 fn a_shorter_grace_is_obeyed() {
     after_start(
@@ -477,7 +466,7 @@ fn a_failed_liveness_probe_restarts_the_container() {
                 unprobe a Readiness
                 unprobe a Liveness
                 pull a
-              = Running a:exit137*0
+              = Running a:running*0sr
         "#]],
     );
 }

@@ -140,7 +140,7 @@ pub fn spawn(
         shared,
     };
     let (acknowledged, end_told) = oneshot::channel();
-    let writer = status::keep_told(worker.shared.client.clone(), Pod::clone(&pod), told, acknowledged);
+    let writer = status::keep_told(worker.shared.client.clone(), updates.clone(), told, acknowledged);
     tasks.spawn(async move {
         cancel.run_until_cancelled(worker.run(messages, updates, writer, end_told)).await;
         uid

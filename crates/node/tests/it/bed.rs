@@ -227,7 +227,9 @@ impl Bed {
         let images = dir.join("images");
         let images = tokio::task::spawn_blocking(move || ImageStore::open(&images, registries, unpacker));
         let images = images.await.unwrap().unwrap();
-        images.import(&oci_archive(&[("docker.io/library/busybox:1", &busybox())])[..]).await.unwrap();
+        let image = busybox();
+        let names = [("docker.io/library/busybox:1", &image), ("docker.io/library/busybox:2", &image)];
+        images.import(&oci_archive(&names)[..]).await.unwrap();
         let (runtime, events) = Runtime::new(runtime_config.clone()).unwrap();
         let mut bed = Self {
             server,

@@ -1,10 +1,10 @@
 //! Pods that change while they run, and what they take from elsewhere: debugging, resizing, images as volumes, limits of the disk.
 
 use client::PatchType;
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, PODS, states};
+use crate::bed::{Bed, PATIENCE, PODS, condition, is_ready, states};
 
 const FOREVER: &str = "trap 'exit 0' TERM; while true; do sleep 0.05; done";
 
@@ -37,6 +37,42 @@ async fn an_ephemeral_container_sees_its_targets_processes() {
     };
     let status = bed.until("web", "the debugger", running).await;
     assert_eq!(status.observed_generation, Some(2));
+    bed.finish().await;
+}
+
+/// Whoever changes an image and looks at once finds the pod Ready, as with upstream's kubelet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_image_is_run_and_the_pod_stays_ready() {
+    let bed = Bed::new().await;
+    bed.pod("web", main_with(json!({}))).await;
+    bed.until_ready("web").await;
+    let (_, mut watch) = bed.client.list_watch(PODS.everywhere()).await.unwrap();
+    let image = json!({"spec": {"containers": [{"name": "main", "image": "docker.io/library/busybox:2"}]}});
+    bed.client.patch_object(&PODS, "default", "web", None, PatchType::Strategic, image).await.unwrap();
+    let mut restarts = 0;
+    while restarts == 0 {
+        let changes = tokio::time::timeout(PATIENCE, watch.next()).await.expect("the restart comes").unwrap();
+        for object in changes.iter().filter_map(|change| change.current()) {
+            let status = object.decode::<Pod>().unwrap().status.unwrap();
+            assert!(is_ready(&status), "{status:?}");
+            restarts = status.container_statuses.unwrap()[0].restart_count;
+        }
+    }
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conditions_of_others_stay_and_those_of_the_node_are_put_right() {
+    let bed = Bed::new().await;
+    bed.pod("web", main_with(json!({}))).await;
+    bed.until_ready("web").await;
+    let status = json!({"status": {"message": "theirs", "conditions": [
+        {"type": "Ready", "status": "False"}, {"type": "example.com/lb", "status": "True"},
+    ]}});
+    let patched = bed.client.patch_object(&PODS, "default", "web", Some("status"), PatchType::Strategic, status).await;
+    assert!(!is_ready(&patched.unwrap().decode::<Pod>().unwrap().status.unwrap()));
+    let status = bed.until_ready("web").await;
+    assert_eq!((condition(&status, "example.com/lb").unwrap().0.as_str(), status.message), ("True", None));
     bed.finish().await;
 }
 
