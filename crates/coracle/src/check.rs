@@ -35,7 +35,7 @@ pub enum Level {
 }
 
 /// What there is, as far as it matters.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     pub is_root: bool,
     /// Such as `6.1.0-18-amd64`.
@@ -45,8 +45,8 @@ pub struct Facts {
     pub filesystems: Vec<String>,
     pub has_seccomp_filter: bool,
     pub has_nftables: bool,
-    /// Modules of nftables that services need and the kernel does not have.
-    pub missing_nft_modules: Vec<&'static str>,
+    /// Modules of nftables that services need and the kernel does not have, or why that is not known.
+    pub missing_nft_modules: Result<Vec<&'static str>, String>,
     pub has_ipv6: bool,
     /// Ports that the server will listen on and somebody else has, with who that is.
     pub taken_ports: BTreeMap<u16, String>,
@@ -179,11 +179,7 @@ fn features(facts: &Facts) -> Vec<Finding> {
             }
         })
         .collect();
-    if facts.has_nftables && !facts.missing_nft_modules.is_empty() {
-        let modules = facts.missing_nft_modules.join(" ");
-        let message = format!("the kernel lacks parts of nftables that services need: {modules}");
-        findings.push(fatal("nft-modules", message, &format!("modprobe -a {modules}, or boot a kernel that has them")));
-    }
+    findings.extend(nft_modules(facts));
     if !facts.has_ipv6 {
         findings.push(Finding {
             code: "ipv6".into(),
@@ -193,6 +189,28 @@ fn features(facts: &Facts) -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// Without nftables or the privilege to look, the lack of that is what is told.
+fn nft_modules(facts: &Facts) -> Option<Finding> {
+    let code = "nft-modules";
+    match &facts.missing_nft_modules {
+        _ if !facts.has_nftables || !facts.is_root => None,
+        Ok(missing) if missing.is_empty() => None,
+        Ok(missing) => {
+            let modules = missing.join(" ");
+            let message = format!("the kernel lacks parts of nftables that services need: {modules}");
+            Some(fatal(code, message, &format!("modprobe -a {modules}, or boot a kernel that has them")))
+        }
+        Err(error) => Some(Finding {
+            code: code.into(),
+            level: Level::Warning,
+            message: format!("could not look whether the kernel has all parts of nftables that services need: {error}"),
+            remedy: Some(
+                "services may not work: allow network namespaces (user.max_net_namespaces) and look again".into(),
+            ),
+        }),
+    }
 }
 
 fn addresses(facts: &Facts, config: &Config) -> Finding {
@@ -220,8 +238,6 @@ fn free_port(facts: &Facts, what: &str, port: u16, key: &str) -> Finding {
 /// Looks at this machine.
 pub fn gather(config: &Config) -> Facts {
     let ports = [config.api_port, config.kubelet_port, config.http_port, config.https_port];
-    // Without the privilege to look, the lack of that is what is told.
-    let missing_nft_modules = net::probe::missing_nft_modules().unwrap_or_default();
     Facts {
         is_root: rustix::process::geteuid().is_root(),
         kernel: read("/proc/sys/kernel/osrelease"),
@@ -232,7 +248,7 @@ pub fn gather(config: &Config) -> Facts {
             .collect(),
         has_seccomp_filter: read("/proc/sys/kernel/seccomp/actions_avail").contains("errno"),
         has_nftables: net::probe::has_nftables(),
-        missing_nft_modules,
+        missing_nft_modules: net::probe::missing_nft_modules().map_err(|error| error.to_string()),
         has_ipv6: read("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "0",
         taken_ports: taken_ports(&ports),
         other_kubelets: other_kubelets(),
@@ -346,7 +362,10 @@ mod tests {
             has_nftables: true,
             has_ipv6: true,
             node_ips: vec!["192.168.77.2".parse().expect("IP")],
-            ..Facts::default()
+            missing_nft_modules: Ok(Vec::new()),
+            taken_ports: BTreeMap::new(),
+            other_kubelets: Vec::new(),
+            forward_drops: Vec::new(),
         };
         change(&mut facts);
         let config =
@@ -364,10 +383,29 @@ mod tests {
     #[test]
     fn names_the_modules_that_are_missing() {
         check(
-            |facts| facts.missing_nft_modules = vec!["nft_masq", "nft_numgen"],
+            |facts| facts.missing_nft_modules = Ok(vec!["nft_masq", "nft_numgen"]),
             expect![[r#"
             FATAL   the kernel lacks parts of nftables that services need: nft_masq nft_numgen
                     → modprobe -a nft_masq nft_numgen, or boot a kernel that has them
+        "#]],
+        );
+    }
+
+    #[test]
+    fn says_what_could_not_be_looked_at() {
+        let full = || Err("No space left on device (os error 28)".to_owned());
+        check(
+            |facts| facts.missing_nft_modules = full(),
+            expect![[r#"
+            warning could not look whether the kernel has all parts of nftables that services need: No space left on device (os error 28)
+                    → services may not work: allow network namespaces (user.max_net_namespaces) and look again
+        "#]],
+        );
+        check(
+            |facts| (facts.missing_nft_modules, facts.is_root) = (full(), false),
+            expect![[r#"
+            FATAL   not root, which namespaces, mounts and firewall rules need
+                    → run it with sudo or as a system service
         "#]],
         );
     }

@@ -16,49 +16,79 @@ pub fn has_nftables() -> bool {
 
 /// The kernel's modules that the services' rules need and that are not there.
 ///
-/// Each is tried with a table of one rule, in a network namespace that is made for it and goes with its thread: the
-/// machine's own rules are not touched.
+/// A table that needs them all is made in a network namespace of its own, which goes with its thread: the machine's own rules are
+/// not touched. Only when that fails is each tried alone. Nothing is taken away: that alone makes the kernel wait for all processors.
 ///
 /// # Errors
-/// When there can be no such namespace.
+/// When there can be no such namespace, or the kernel refuses for another reason.
 pub fn missing_nft_modules() -> io::Result<Vec<&'static str>> {
-    let probing = thread::Builder::new().name("nft-probe".to_owned()).spawn(|| {
+    missing(needs())
+}
+
+fn missing(needs: Vec<Need>) -> io::Result<Vec<&'static str>> {
+    let probing = thread::Builder::new().name("nft-probe".to_owned()).spawn(move || {
         sys::leave_network()?;
-        let lacks = |(_, messages): &(&str, Vec<Message>)| nft::commit(messages.clone()).is_err();
-        Ok(needs().into_iter().filter(lacks).map(|(module, _)| module).collect())
+        if make(&needs)? {
+            return Ok(Vec::new());
+        }
+        let mut missing = Vec::new();
+        for need in needs {
+            let module = need.module;
+            if !make(&[need])? {
+                missing.push(module);
+            }
+        }
+        Ok(missing)
     })?;
     probing.join().unwrap_or_else(|_| Err(io::Error::other("the probe of nftables panicked")))
 }
 
-/// Modules, each with a table that needs it. Source: `net/netfilter/Kconfig` and `net/netfilter/Makefile`.
-fn needs() -> Vec<(&'static str, Vec<Message>)> {
+/// A module, and what cannot be without it. Source: `net/netfilter/Kconfig` and `net/netfilter/Makefile`.
+struct Need {
+    module: &'static str,
+    hook: Hook,
+    rule: Vec<Expression>,
+}
+
+/// Whether the kernel adds all of these to the table.
+fn make(needs: &[Need]) -> io::Result<bool> {
+    let mut messages = vec![nft::add_table()];
+    for need in needs {
+        messages.push(nft::add_chain(need.module, Some(need.hook)));
+        if !need.rule.is_empty() {
+            messages.push(nft::add_rule(need.module, &need.rule));
+        }
+    }
+    match nft::commit(messages) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::OutOfMemory) => {
+            Err(error)
+        }
+        Err(_) => Ok(false),
+    }
+}
+
+fn needs() -> Vec<Need> {
     let filter = Hook { kind: "filter", number: nft::PREROUTING, priority: 0 };
     let input = Hook { kind: "filter", number: nft::INPUT, priority: 0 };
     let before = Hook { kind: "nat", number: nft::PREROUTING, priority: -100 };
     let after = Hook { kind: "nat", number: nft::POSTROUTING, priority: 100 };
-    let table = |hook: Hook, rule: &[Expression]| {
-        let mut messages = vec![nft::add_table(), nft::delete_table(), nft::add_table()];
-        messages.push(nft::add_chain("probe", Some(hook)));
-        if !rule.is_empty() {
-            messages.push(nft::add_rule("probe", rule));
-        }
-        messages
-    };
     // The kernel refuses registers that nothing was loaded into.
-    let to_another_address = [
+    let to_another_address = vec![
         Expression::Network { to: R0, offset: 16, length: 4 },
         Expression::Transport { to: R0 + 1, offset: 2, length: 2 },
         Expression::Dnat { ipv4: true, address: R0, port: R0 + 1 },
     ];
+    let need = |module, hook, rule| Need { module, hook, rule };
     vec![
-        ("nf_tables", table(filter, &[])),
-        ("nft_chain_nat", table(before, &[])),
-        ("nft_nat", table(before, &to_another_address)),
-        ("nft_masq", table(after, &[Expression::Masquerade])),
-        ("nft_reject_inet", table(input, &[Expression::Unreachable])),
-        ("nft_fib_inet", table(filter, &[Expression::ReversePath { to: R0 }])),
-        ("nft_numgen", table(filter, &[Expression::Random { to: R0, modulus: 2 }])),
-        ("nft_ct", table(filter, &[Expression::ConnectionStatus { to: R0 }])),
+        need("nf_tables", filter, Vec::new()),
+        need("nft_chain_nat", before, Vec::new()),
+        need("nft_nat", before, to_another_address),
+        need("nft_masq", after, vec![Expression::Masquerade]),
+        need("nft_reject_inet", input, vec![Expression::Unreachable]),
+        need("nft_fib_inet", filter, vec![Expression::ReversePath { to: R0 }]),
+        need("nft_numgen", filter, vec![Expression::Random { to: R0, modulus: 2 }]),
+        need("nft_ct", filter, vec![Expression::ConnectionStatus { to: R0 }]),
     ]
 }
 
@@ -119,4 +149,18 @@ pub fn mtu_towards(destination: IpAddr) -> Option<u32> {
     let mut routes = Routes::open().ok()?;
     let (_, index) = routes.source_towards(destination).ok()?;
     routes.mtu_of(index).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_from_what_is_there() {
+        let mut needs = needs();
+        let hook = Hook { kind: "such", number: nft::PREROUTING, priority: 0 };
+        needs.insert(3, Need { module: "nft_chain_such", hook, rule: Vec::new() });
+        needs.push(Need { module: "nft_chain_such_too", hook, rule: vec![Expression::Masquerade] });
+        assert_eq!(missing(needs).expect("there is room for a namespace"), ["nft_chain_such", "nft_chain_such_too"]);
+    }
 }
