@@ -175,7 +175,10 @@ impl Sender {
             if self.over {
                 return None;
             }
-            if let Some(at) = self.pace.wait(Instant::now()) {
+            // What is there goes as fast as the client takes it.
+            if !self.watch.is_ready()
+                && let Some(at) = self.pace.wait(Instant::now())
+            {
                 sleep_until(at).await;
             }
             // Events first, which are what wakes this almost always. They let the others have their turn: waiting for them uses up the
@@ -331,7 +334,48 @@ fn line(event: &str, object: &Value) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt;
+    use jiff::Timestamp;
+
     use super::*;
+    use crate::admit::Warnings;
+    use crate::identity::{AllowAll, Everybody, User};
+    use crate::path::Query;
+    use crate::registry::Writer;
+    use crate::registry::list::When;
+    use crate::registry::select::Selection;
+    use crate::server::{Server, ServerConfig};
+
+    /// Time passes only while everybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_there_already_is_not_held_back() {
+        let user = User::loopback("tester");
+        let server = Server::new(ServerConfig::new(
+            store::memory::Memory::new(),
+            kinds::registry(),
+            Arc::new(Everybody(user.clone())),
+            Arc::new(AllowAll),
+            Arc::new(Timestamp::now),
+            Arc::new(|out| out.fill(0)),
+        ));
+        let registry = &server.registry;
+        let maps = registry.catalog.find("", "v1", "configmaps").unwrap();
+        let warnings = Warnings::default();
+        let by = Writer { user: &user, manager: "", create_refused: None, dry_run: false, warnings: &warnings };
+        for n in 0..4 * BURST {
+            let map = json!({"metadata": {"name": format!("m{n}")}, "data": {"text": "x".repeat(PIECE)}});
+            registry.create(maps, "default", map, by).await.unwrap();
+        }
+        let when = When::parse(&Query::parse("watch=true"), true).unwrap();
+        let watch = registry.watch(Selection::all(maps, ""), &when).await.unwrap();
+        let sending = Sending { form: Form::Whole, include: Include::default(), bookmarks: false, timeout: BOOKMARKS };
+        let events = stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new());
+        let began = Instant::now();
+        // Two events in each.
+        let pieces: Vec<Bytes> = events.take(2 * BURST as usize).collect().await;
+        assert!(pieces.iter().all(|piece| piece.len() > PIECE && piece.ends_with(b"}\n")));
+        assert_eq!(Instant::now(), began);
+    }
 
     #[tokio::test]
     async fn a_burst_goes_at_once_and_a_storm_at_its_pace() {

@@ -95,6 +95,11 @@ impl Watch {
         next.map(Event::Change)
     }
 
+    /// Whether something is there to be reported, or at least looked at.
+    pub fn is_ready(&self) -> bool {
+        self.initial.len() > 0 || self.initial_end.is_some() || self.pending.len() > 0
+    }
+
     /// What is watched.
     pub fn selection(&self) -> &Selection {
         &self.selection
