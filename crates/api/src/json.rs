@@ -1,62 +1,41 @@
-//! JSON into a value, with the members that stood twice in their object.
+//! JSON into a value.
 //!
-//! Upstream's decoder (sigs.k8s.io/json) keeps the last of them, and reports them in strict field validation. Values
-//! nest at most 128 deep (serde_json's limit; Go's is 10,000): deeper ones are an error, so that whatever walks a value
-//! may recurse.
+//! Of members that stand twice in their object the last one is kept, as by upstream's decoder (sigs.k8s.io/json); [`strict`]
+//! says which they are. Values nest at most 128 deep (serde_json's limit; Go's is 10,000): deeper ones are an error, so that
+//! whatever walks a value may recurse.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::schema::Strict;
+mod strict;
+
+pub use strict::{Of, strict};
 
 /// What a text holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed {
     pub value: Value,
-    /// The duplicates, at most 100, in the order of the text.
-    pub duplicates: Vec<Strict>,
+    /// Whether a member stands twice in its object.
+    pub repeats: bool,
 }
-
-/// Upstream stops counting here.
-const MOST_DUPLICATES: usize = 100;
 
 /// Parses one value that fills the whole text.
 ///
 /// # Errors
 /// When the text is no JSON, or nests too deeply.
 pub fn parse(text: &[u8]) -> Result<Parsed, serde_json::Error> {
-    let mut duplicates = Vec::new();
+    let mut repeats = false;
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = Place { at: At::Root, duplicates: &mut duplicates }.deserialize(&mut deserializer)?;
+    let value = Place { repeats: &mut repeats }.deserialize(&mut deserializer)?;
     deserializer.end()?;
-    Ok(Parsed { value, duplicates })
-}
-
-/// Where a value stands; written out only when something is wrong there.
-#[derive(Clone, Copy)]
-enum At<'a> {
-    Root,
-    Member(&'a At<'a>, &'a str),
-    Item(&'a At<'a>, usize),
-}
-
-impl fmt::Display for At<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Root => Ok(()),
-            Self::Member(Self::Root, name) => f.write_str(name),
-            Self::Member(parent, name) => write!(f, "{parent}.{name}"),
-            Self::Item(parent, at) => write!(f, "{parent}[{at}]"),
-        }
-    }
+    Ok(Parsed { value, repeats })
 }
 
 /// The place at which a value is read.
 struct Place<'a> {
-    at: At<'a>,
-    duplicates: &'a mut Vec<Strict>,
+    repeats: &'a mut bool,
 }
 
 impl<'de> DeserializeSeed<'de> for Place<'_> {
@@ -104,9 +83,7 @@ impl<'de> Visitor<'de> for Place<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut out = Vec::new();
-        while let Some(item) =
-            items.next_element_seed(Place { at: At::Item(&self.at, out.len()), duplicates: self.duplicates })?
-        {
+        while let Some(item) = items.next_element_seed(Place { repeats: &mut *self.repeats })? {
             out.push(item);
         }
         Ok(Value::Array(out))
@@ -115,15 +92,8 @@ impl<'de> Visitor<'de> for Place<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut out = Map::new();
         while let Some(name) = members.next_key::<String>()? {
-            let at = At::Member(&self.at, &name);
-            if out.contains_key(&name) && self.duplicates.len() < MOST_DUPLICATES {
-                let duplicate = Strict::Duplicate { path: at.to_string() };
-                if !self.duplicates.contains(&duplicate) {
-                    self.duplicates.push(duplicate);
-                }
-            }
-            let value = members.next_value_seed(Place { at, duplicates: self.duplicates })?;
-            out.insert(name, value);
+            let value = members.next_value_seed(Place { repeats: &mut *self.repeats })?;
+            *self.repeats |= out.insert(name, value).is_some();
         }
         Ok(Value::Object(out))
     }
@@ -136,14 +106,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_duplicates_and_keeps_the_last() {
-        let text = br#"{"spec": {"replicas": 1, "replicas": 2, "replicas": 3}, "l": [{}, {"a": 1, "a": null}], "a": 1, "a": [true]}"#;
-        let parsed = parse(text).unwrap();
-        assert_eq!(parsed.value, json!({"spec": {"replicas": 3}, "l": [{}, {"a": null}], "a": [true]}));
-        assert_eq!(
-            Strict::message(&parsed.duplicates).unwrap(),
-            "strict decoding error: duplicate field \"spec.replicas\", duplicate field \"l[1].a\", duplicate field \"a\""
-        );
+    fn the_last_of_several_is_kept() {
+        let text = br#"{"spec": {"replicas": 1, "replicas": 2, "replicas": 3}, "l": [{}, {"a": 1, "a": null}]}"#;
+        let value = json!({"spec": {"replicas": 3}, "l": [{}, {"a": null}]});
+        assert_eq!(parse(text).unwrap(), Parsed { value, repeats: true });
     }
 
     #[test]
@@ -152,7 +118,7 @@ mod tests {
         {
             let parsed = parse(text.as_bytes()).unwrap();
             assert_eq!(parsed.value, serde_json::from_str::<Value>(text).unwrap());
-            assert_eq!(parsed.duplicates, []);
+            assert!(!parsed.repeats);
         }
     }
 

@@ -77,15 +77,14 @@ impl Patch {
         let prefix = if format == Format::Strategic { "" } else { "error decoding patch: " };
         let bad = |why: String| Error::BadRequest(format!("{prefix}{why}"));
         let parsed = json::parse(body).map_err(|error| bad(error.to_string()))?;
-        let mut strict: Vec<String> = parsed.duplicates.iter().map(ToString::to_string).collect();
+        let (of, prefix) = match format {
+            Format::Json => (json::Of::Operations, "json patch "),
+            Format::Merge | Format::Strategic => (json::Of::Anything, ""),
+        };
+        let found = if parsed.repeats || format == Format::Json { json::strict(body, of) } else { Vec::new() };
+        let strict = found.iter().map(|problem| format!("{prefix}{problem}")).collect();
         let change = match (format, parsed.value) {
-            (Format::Json, Value::Array(operations)) => {
-                strict.extend(ops::unknown_members(&operations));
-                for text in &mut strict {
-                    text.insert_str(0, "json patch ");
-                }
-                Change::Json(ops::Operations::parse(operations)?)
-            }
+            (Format::Json, Value::Array(operations)) => Change::Json(ops::Operations::parse(operations)?),
             (Format::Json, other) => return Err(bad(not_a("[]handlers.jsonPatchOp", &other))),
             (Format::Merge, value @ Value::Object(_)) => Change::Merge(value),
             (Format::Strategic, Value::Object(members)) => Change::Strategic(members),

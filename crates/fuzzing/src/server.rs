@@ -34,7 +34,7 @@ pub(crate) fn accept(bytes: &[u8]) {
     let headers = HeaderMap::from_iter([(http::header::ACCEPT, value.clone()), (http::header::CONTENT_TYPE, value)]);
     let query = Query::parse(query);
     // Refusals are as good as answers.
-    drop(negotiate::negotiate(&headers, &query));
+    drop(negotiate::negotiate(&headers, &query, negotiate::Offer::Tables));
     negotiate::is_pretty(&headers, &query);
     negotiate::content_type(&headers);
 }

@@ -14,7 +14,7 @@ pub mod review;
 pub mod scheduling;
 pub mod schema;
 mod strategy;
-mod table;
+pub mod table;
 mod value;
 
 use kind::Kind;

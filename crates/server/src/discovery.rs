@@ -11,7 +11,7 @@ use kinds::kind::{Kind, Verb};
 use ring::digest;
 use serde_json::{Value, json};
 
-use crate::http::negotiate::{self, Format};
+use crate::http::negotiate::{self, Format, Offer};
 use crate::http::reply::{self, Body};
 use crate::path::Query;
 use crate::registry::catalog::{Catalog, Served};
@@ -99,7 +99,7 @@ impl Discovery {
         {
             return Some(aggregated.answer(version, media_type, headers));
         }
-        Some(match negotiate::negotiate(headers, query) {
+        Some(match negotiate::negotiate(headers, query, Offer::Whole) {
             Ok(accepted) => reply::value(StatusCode::OK, accepted.format, document),
             Err(status) => reply::status(&status),
         })

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use api::object::{Object, SCHEMA};
 use bytes::{BufMut, Bytes, BytesMut};
+use jiff::Timestamp;
+use kinds::kind::Column;
+use kinds::table::age;
 use serde_json::{Value, json};
 
 use crate::http::negotiate::{Form, MetaVersion};
@@ -71,7 +74,10 @@ impl Registry {
             Form::Table(version) => {
                 let rows = vec![self.row(served, object, version, include)];
                 let revision = object.revision.to_string();
-                write(&mut out, &table(served, version, json!({"resourceVersion": revision}), rows, true));
+                write(
+                    &mut out,
+                    &table(&served.kind.columns, version, json!({"resourceVersion": revision}), rows, true),
+                );
             }
         }
         out.freeze()
@@ -104,7 +110,7 @@ impl Registry {
             Form::Table(version) => {
                 let rows = list.objects.iter().map(|object| self.row(served, object, version, include)).collect();
                 let mut out = BytesMut::new();
-                write(&mut out, &table(served, version, metadata, rows, true));
+                write(&mut out, &table(&served.kind.columns, version, metadata, rows, true));
                 out.freeze()
             }
         }
@@ -152,16 +158,37 @@ pub fn partial(object: &Value, version: MetaVersion) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": object["metadata"]})
 }
 
+/// A Scale as a table.
+///
+/// Source: kubernetes `pkg/printers/internalversion/printers.go`, `printScale`.
+pub fn table_of_scale(scale: Value, version: MetaVersion, include: Include, now: Timestamp) -> Value {
+    let columns = [
+        Column { format: "".into(), ..Column::name() },
+        Column::new("Desired", "integer", "How many there should be."),
+        Column::new("Available", "integer", "How many there are."),
+        Column::age(),
+    ];
+    let count = |part: &str| scale[part]["replicas"].as_i64().unwrap_or(0);
+    let cells = json!([scale["metadata"]["name"], count("spec"), count("status"), age(&scale, now)]);
+    let object = match include {
+        Include::None => Value::Null,
+        Include::Metadata => partial(&scale, version),
+        Include::Object => scale.clone(),
+    };
+    let metadata = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+    table(&columns, version, metadata, vec![json!({"cells": cells, "object": object})], true)
+}
+
 /// A table; in a watch only the first one has `headers`.
-pub fn table(served: &Served, version: MetaVersion, metadata: Value, rows: Vec<Value>, headers: bool) -> Value {
+pub fn table(columns: &[Column], version: MetaVersion, metadata: Value, rows: Vec<Value>, headers: bool) -> Value {
     let columns = headers.then(|| {
-        let column = |column: &kinds::kind::Column| {
+        let column = |column: &Column| {
             json!({
                 "name": column.name, "type": column.kind, "format": column.format,
                 "description": column.description, "priority": column.priority,
             })
         };
-        served.kind.columns.iter().map(column).collect::<Vec<_>>()
+        columns.iter().map(column).collect::<Vec<_>>()
     });
     json!({
         "kind": "Table", "apiVersion": version.api_version(), "metadata": metadata,

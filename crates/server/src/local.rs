@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::admit::Warnings;
 use crate::audit;
-use crate::http::body::FieldValidation;
+use crate::http::body::{self, FieldValidation};
 use crate::http::write;
 use crate::identity::{self, User};
 use crate::path::{Attributes, Resource, selected_name};
@@ -208,8 +208,8 @@ impl Local {
 
     /// Checks what a component of this process sends as strictly as what anyone sends.
     fn fit(&self, served: &Served, body: Value, by: Writer<'_>) -> Result<Value, Status> {
-        let parsed = api::json::Parsed { value: body, duplicates: Vec::new() };
-        crate::http::body::conform(parsed, write::expected(served), FieldValidation::Strict, by.warnings)
+        let parsed = body::Parsed { value: body, text: body::Text::Unknown };
+        body::conform(parsed, write::expected(served), FieldValidation::Strict, by.warnings)
     }
 
     /// The object in the version that was asked for; the store's own where that is the stored one.

@@ -65,15 +65,3 @@ fn deeper_than(value: &Value, levels: usize) -> bool {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
-
-/// The members of operations that RFC 6902 does not know, which strict validation reports.
-pub(super) fn unknown_members(operations: &[Value]) -> Vec<String> {
-    let mut out = Vec::new();
-    for (at, operation) in operations.iter().enumerate() {
-        let names = operation.as_object().into_iter().flat_map(serde_json::Map::keys);
-        for name in names.filter(|name| !matches!(name.as_str(), "op" | "path" | "from" | "value")) {
-            out.push(format!("unknown field {}", quoted(&format!("[{at}].{name}"))));
-        }
-    }
-    out
-}

@@ -1,7 +1,7 @@
 //! Decodes a value against a type without building it: which fields are unknown, and what has the wrong type.
 //!
 //! Source: sigs.k8s.io/json `internal/golang/encoding/json/{decode,kubernetes_patch}.go`. Upstream meets fields in the
-//! order of the text, here they are ordered by name.
+//! order of the text, here they are ordered by name; [`crate::json::strict`] knows the text.
 
 use serde_json::{Number, Value};
 
@@ -25,6 +25,8 @@ pub enum Strict {
     Duplicate {
         path: String,
     },
+    /// Keys that stand twice in a text of YAML, each with its line.
+    Yaml(Vec<String>),
 }
 
 impl std::fmt::Display for Strict {
@@ -32,6 +34,7 @@ impl std::fmt::Display for Strict {
         match self {
             Self::Unknown { path, .. } => write!(f, "unknown field {}", quoted(path)),
             Self::Duplicate { path } => write!(f, "duplicate field {}", quoted(path)),
+            Self::Yaml(lines) => write!(f, "yaml: unmarshal errors:\n  {}", lines.join("\n  ")),
         }
     }
 }

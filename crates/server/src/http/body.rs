@@ -4,8 +4,8 @@
 
 use std::borrow::Cow;
 
-use api::json::{self, Parsed};
-use api::schema::{Strict, Type};
+use api::json;
+use api::schema::{Shape, Strict, Type};
 use api::status::Status;
 use api::yaml;
 use bytes::Bytes;
@@ -60,34 +60,74 @@ where
     }
 }
 
+/// A parsed body.
+pub struct Parsed<'a> {
+    pub value: Value,
+    pub text: Text<'a>,
+}
+
+/// What strict field validation can learn from the text of a body.
+pub enum Text<'a> {
+    Json {
+        text: &'a [u8],
+        repeats: bool,
+    },
+    /// The keys that stand twice.
+    Yaml(Vec<String>),
+    /// Nothing.
+    Unknown,
+}
+
+impl Text<'_> {
+    /// What is wrong with the text, in upstream's order; `unknown` is what is wrong with its value.
+    ///
+    /// Upstream makes JSON of YAML, ordered by name, before it looks at the fields.
+    fn problems(&self, schema: Option<Type<'_>>, unknown: Vec<Strict>) -> Vec<Strict> {
+        match self {
+            Self::Json { text, repeats } if *repeats || !unknown.is_empty() => {
+                json::strict(text, schema.map_or(json::Of::Anything, |of| json::Of::Shape(Shape::Object(of))))
+            }
+            Self::Yaml(repeated) if !repeated.is_empty() => {
+                let mut problems = vec![Strict::Yaml(repeated.clone())];
+                problems.extend(unknown);
+                problems
+            }
+            Self::Json { .. } | Self::Yaml(_) | Self::Unknown => unknown,
+        }
+    }
+}
+
 /// Parses a body by its media type.
 ///
 /// # Errors
 /// 415 for other media types than JSON, YAML and, with a type, protobuf; 400 for a body that is not what it says.
-pub fn parse(media_type: &str, body: &[u8], schema: Option<Type<'_>>) -> Result<Parsed, Status> {
+pub fn parse<'a>(media_type: &str, body: &'a [u8], schema: Option<Type<'_>>) -> Result<Parsed<'a>, Status> {
     match media_type {
-        "application/json" => json::parse(body).map_err(|error| {
-            Status::bad_request(format!(
-                "the object provided is unrecognized: couldn't get version/kind; json parse error: {error}"
-            ))
-        }),
-        "application/yaml" => parse_yaml(body),
+        "application/json" => {
+            let json::Parsed { value, repeats } = json::parse(body).map_err(|error| {
+                Status::bad_request(format!(
+                    "the object provided is unrecognized: couldn't get version/kind; json parse error: {error}"
+                ))
+            })?;
+            Ok(Parsed { value, text: Text::Json { text: body, repeats } })
+        }
+        "application/yaml" => {
+            let bad = |why: &dyn std::fmt::Display| {
+                Status::bad_request(format!("error converting YAML to JSON: yaml: {why}"))
+            };
+            let text = std::str::from_utf8(body).map_err(|error| bad(&error))?;
+            let (value, repeated) = yaml::parse_lenient(text).map_err(|error| bad(&error))?;
+            Ok(Parsed { value, text: Text::Yaml(repeated) })
+        }
         protobuf::MEDIA_TYPE if let Some(of) = schema => {
             let value = protobuf::decode(body, of)
                 .map_err(|error| Status::bad_request(format!("the object provided is unrecognized: {error}")))?;
-            Ok(Parsed { value, duplicates: Vec::new() })
+            Ok(Parsed { value, text: Text::Unknown })
         }
         _ => Err(Status::unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
-}
-
-fn parse_yaml(body: &[u8]) -> Result<Parsed, Status> {
-    let bad = |why: &dyn std::fmt::Display| Status::bad_request(format!("error converting YAML to JSON: yaml: {why}"));
-    let text = std::str::from_utf8(body).map_err(|error| bad(&error))?;
-    let value = yaml::parse(text).map_err(|error| bad(&error))?;
-    Ok(Parsed { value, duplicates: Vec::new() })
 }
 
 /// The type that an endpoint takes.
@@ -102,12 +142,12 @@ pub struct Expected<'a> {
 /// # Errors
 /// 400 for another type, for values of a wrong type, and in strict mode for fields that the type does not have.
 pub fn conform(
-    parsed: Parsed,
+    parsed: Parsed<'_>,
     expected: Expected<'_>,
     validation: FieldValidation,
     warnings: &Warnings,
 ) -> Result<Value, Status> {
-    let Parsed { mut value, duplicates } = parsed;
+    let Parsed { mut value, text } = parsed;
     let Expected { api_version, kind, schema } = expected;
     let api_version = &*api_version;
     let Value::Object(members) = &mut value else {
@@ -134,18 +174,12 @@ pub fn conform(
         }
     }
     if is_other {
-        let text = |field: &str| members.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        return Err(not_this_type((&text("apiVersion"), &text("kind")), (api_version, kind), schema));
+        let given = |field: &str| members.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        return Err(not_this_type((&given("apiVersion"), &given("kind")), (api_version, kind), schema));
     }
-    strict(&mut value, schema, duplicates, validation, warnings).map_err(|error| match error {
-        Unfit::Strict(message) => {
-            let version = api_version.rsplit('/').next().unwrap_or(api_version);
-            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {message}"))
-        }
-        Unfit::Type(message) => {
-            let version = api_version.rsplit('/').next().unwrap_or(api_version);
-            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {message}"))
-        }
+    strict(&mut value, schema, &text, validation, warnings).map_err(|Unfit(why)| {
+        let version = api_version.rsplit('/').next().unwrap_or(api_version);
+        Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
     })?;
     Ok(value)
 }
@@ -177,33 +211,34 @@ fn not_this_type(
     Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {wanted}: {why}"))
 }
 
-/// Why a value is not of its type.
+/// Why a value is not of its type, in the words of upstream's decoder.
 #[derive(Debug)]
-pub enum Unfit {
-    Strict(String),
-    Type(String),
-}
+pub struct Unfit(pub String);
 
 /// Checks a value against its type, and drops what the type does not have unless strictness forbids it.
+///
+/// # Errors
+/// When a value has a wrong type; in strict mode also for what the type does not have, or what the text has twice.
 pub fn strict(
     value: &mut Value,
     schema: Option<Type<'_>>,
-    duplicates: Vec<Strict>,
+    text: &Text<'_>,
     validation: FieldValidation,
     warnings: &Warnings,
 ) -> Result<(), Unfit> {
-    let mut found = duplicates;
+    let mut unknown = Vec::new();
     if let Some(of) = schema {
-        found.extend(of.check(value).map_err(|error| Unfit::Type(error.to_string()))?);
+        unknown = of.check(value).map_err(|error| Unfit(error.to_string()))?;
         of.prune(value);
         of.settle_zeros(value);
     }
+    let found = text.problems(schema, unknown);
     match validation {
         FieldValidation::Ignore => {}
         FieldValidation::Warn => found.iter().for_each(|problem| warnings.add(explained(problem))),
         FieldValidation::Strict => {
             if let Some(message) = Strict::message(&found) {
-                return Err(Unfit::Strict(message + &near_misses(&found)));
+                return Err(Unfit(message + &near_misses(&found)));
             }
         }
     }

@@ -111,11 +111,22 @@ pub fn accept(headers: &HeaderMap) -> String {
     values.join(",")
 }
 
-/// Chooses the representation of a resource endpoint's answer.
+/// What can be made of an endpoint's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Metadata, and a table.
+    Tables,
+    /// Metadata: reviews and actions have no columns.
+    Metadata,
+    /// Nothing else: what is no object.
+    Whole,
+}
+
+/// Chooses the representation of an endpoint's answer.
 ///
 /// # Errors
 /// 406 when nothing of what the client accepts is offered.
-pub fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Accepted, Status> {
+pub fn negotiate(headers: &HeaderMap, query: &Query, offer: Offer) -> Result<Accepted, Status> {
     let json = if is_pretty(headers, query) { Format::Pretty } else { Format::Json };
     let header = accept(headers);
     if header.trim().is_empty() {
@@ -136,8 +147,10 @@ pub fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Accepted, Status>
         if range.parameter("stream").is_some_and(|stream| !stream.is_empty() && stream != "watch") {
             continue;
         }
-        if let Some(form) = form(&range) {
-            return Ok(Accepted { format, form });
+        match (form(&range), offer) {
+            (None, _) | (Some(Form::Table(_)), Offer::Metadata) => {}
+            (Some(Form::Table(_) | Form::Metadata(_) | Form::MetadataList(_)), Offer::Whole) => {}
+            (Some(form), _) => return Ok(Accepted { format, form }),
         }
     }
     Err(not_acceptable())
@@ -188,7 +201,8 @@ mod tests {
     fn check(accept: &str, expected: Option<(Format, Form)>) {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().unwrap());
-        let got = negotiate(&headers, &Query::default()).ok().map(|accepted| (accepted.format, accepted.form));
+        let got =
+            negotiate(&headers, &Query::default(), Offer::Tables).ok().map(|accepted| (accepted.format, accepted.form));
         assert_eq!(got, expected, "{accept}");
     }
 
@@ -210,6 +224,20 @@ mod tests {
         check("application/json;q=0.5, application/yaml", Some((Format::Yaml, Form::Whole)));
         check("*/*, application/yaml", Some((Format::Yaml, Form::Whole)));
         check("*/*;q=0.1", Some((Format::Json, Form::Whole)));
+    }
+
+    #[test]
+    fn what_has_no_columns_is_no_table() {
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        let form = |accept: &str, offer| {
+            let headers = HeaderMap::from_iter([(ACCEPT, accept.parse().unwrap())]);
+            negotiate(&headers, &Query::default(), offer).map(|accepted| accepted.form).map_err(|status| status.code)
+        };
+        assert_eq!(form(table, Offer::Metadata), Err(406));
+        assert_eq!(form(&format!("{table}, application/json"), Offer::Metadata), Ok(Form::Whole));
+        let metadata = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+        assert_eq!(form(metadata, Offer::Metadata), Ok(Form::Metadata(MetaVersion::V1)));
+        assert_eq!(form(metadata, Offer::Whole), Err(406));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use kinds::kind::{Action, Subresource, Verb};
 use tracing::error;
 
-use super::negotiate::{self, Form, Format};
+use super::negotiate::{self, Accepted, Form, Format, Offer};
 use super::reply::{self, Body};
 use super::stream::{self, Sending};
 use super::takeover::Takeover;
@@ -32,7 +32,7 @@ use crate::path::{Attributes, Query, Resource, Target};
 use crate::registry::catalog::Served;
 use crate::registry::list::{Refused, When};
 use crate::registry::select::Selection;
-use crate::registry::{Place, metadata, scale};
+use crate::registry::{Place, metadata};
 use crate::server::Server;
 
 /// Upstream's time for requests that are not watches, logs or streams.
@@ -301,7 +301,7 @@ impl Exchange<'_> {
 
     async fn get(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
         self.allowed(endpoint, Verb::Get, "get")?;
-        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        let accepted = self.accepted(Offer::Tables)?;
         let form = single(accepted.form)?;
         let include = self.include()?;
         let revision = self.revision()?;
@@ -315,15 +315,20 @@ impl Exchange<'_> {
         if !matches!(sub.action, Action::Scale) {
             return self.get(endpoint).await;
         }
-        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        let accepted = self.accepted(Offer::Tables)?;
+        let include = self.include()?;
         let object = self.server.registry.get(endpoint.place(), self.revision()?).await?;
-        let scale = scale::of(&self.server.registry.value(endpoint.served, &object));
-        Ok(reply::value(StatusCode::OK, accepted.format, &scale))
+        self.answer_scale(endpoint, StatusCode::OK, (accepted, include), &object)
+    }
+
+    /// Of what the client accepts, what suits it best.
+    pub(super) fn accepted(&self, offer: Offer) -> Result<Accepted, Status> {
+        negotiate::negotiate(&self.parts.headers, self.query, offer)
     }
 
     async fn list(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
         self.allowed(endpoint, Verb::List, "list")?;
-        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        let accepted = self.accepted(Offer::Tables)?;
         if let Form::Metadata(_) = accepted.form {
             let kind = endpoint.served.kind_name();
             let why = format!("you requested PartialObjectMetadata, but the requested object is a list (*{kind}List)");
@@ -340,7 +345,7 @@ impl Exchange<'_> {
 
     async fn watch(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
         self.allowed(endpoint, Verb::Watch, "watch")?;
-        let accepted = negotiate::negotiate(&self.parts.headers, self.query)?;
+        let accepted = self.accepted(Offer::Tables)?;
         if accepted.format == Format::Yaml {
             return Err(Status::not_acceptable(
                 "only the following media types are accepted: application/json;stream=watch",

@@ -274,7 +274,7 @@ impl Sender {
                 Form::Table(version) => {
                     let rows = vec![registry.row(served, object, version, sending.include)];
                     let metadata = json!({"resourceVersion": object.revision.to_string()});
-                    let table = table(served, version, metadata, rows, table_headers);
+                    let table = table(&served.kind.columns, version, metadata, rows, table_headers);
                     serde_json::to_writer((&mut out).writer(), &table).expect("a value is always JSON");
                 }
                 form => out.put_slice(&registry.object_json(served, object, form, sending.include)),
@@ -312,7 +312,7 @@ impl Sender {
                 let cells = vec![Value::Null; self.served.kind.columns.len()];
                 let rows = vec![json!({"cells": cells, "object": marker})];
                 let metadata = json!({"resourceVersion": revision.to_string()});
-                table(&self.served, version, metadata, rows, std::mem::take(&mut self.headers))
+                table(&self.served.kind.columns, version, metadata, rows, std::mem::take(&mut self.headers))
             }
             _ => marker,
         }

@@ -14,12 +14,12 @@ use hyper::body::Incoming;
 use kinds::kind::{Action, Kind, Subresource, Verb};
 use serde_json::{Value, json};
 
-use super::body::{self, Expected, FieldValidation, Unfit};
-use super::negotiate::{self, Accepted, Form};
+use super::body::{self, Expected, FieldValidation, Text, Unfit};
+use super::negotiate::{self, Accepted, Form, Offer};
 use super::reply::{self, Body};
 use super::route::{Endpoint, Exchange, Stop, not_allowed, single};
 use crate::admit::Warnings;
-use crate::encode::Include;
+use crate::encode::{self, Include};
 use crate::identity;
 use crate::path::Attributes;
 use crate::registry::actions::{deleted_status, success};
@@ -31,7 +31,7 @@ use crate::registry::update::Change;
 use crate::registry::{Writer, scale};
 
 /// Kinds whose deletion is answered with the object even when it is gone, and not with a Status.
-const ANSWERED_WITH_OBJECT: [&str; 4] = ["Pod", "Service", "ServiceAccount", "Namespace"];
+const ANSWERED_WITH_OBJECT: [&str; 5] = ["Pod", "PodTemplate", "Service", "ServiceAccount", "Namespace"];
 
 /// Upstream asks access reviews for their kind after decoding has emptied it: their errors name none.
 ///
@@ -54,7 +54,7 @@ impl Exchange<'_> {
         if !path.name.is_empty() {
             return Err(not_allowed(endpoint, "create").into());
         }
-        let accepted = self.accepted()?;
+        let accepted = self.accepted(if served.kind.answered.is_some() { Offer::Metadata } else { Offer::Tables })?;
         let validation = FieldValidation::parse(self.query, "CreateOptions")?;
         let by = self.writer("CreateOptions")?;
         let object = self.object(body, expected(served), validation).await?;
@@ -62,8 +62,7 @@ impl Exchange<'_> {
         if let Some(answer) = served.kind.answered {
             let answer = registry.answer(served, &path.namespace, answer, object, by).await;
             let answer = answer.map_err(|status| nameless_kind(served, status))?;
-            let answer = answer.unwrap_or_else(|| success(201));
-            return Ok(reply::value(StatusCode::CREATED, accepted.format, &answer));
+            return answer_value(accepted, answer.unwrap_or_else(|| success(201)));
         }
         let object = registry.create(served, &path.namespace, object, by).await?;
         self.answer_object(endpoint, StatusCode::CREATED, accepted, &object)
@@ -77,7 +76,7 @@ impl Exchange<'_> {
         body: Incoming,
     ) -> Result<Response<Body>, Stop> {
         self.allowed(endpoint, Verb::Create, "create")?;
-        let accepted = self.accepted()?;
+        let accepted = self.accepted(Offer::Metadata)?;
         let validation = FieldValidation::parse(self.query, "CreateOptions")?;
         let by = self.writer("CreateOptions")?;
         let (at, registry) = (endpoint.place(), &self.server.registry);
@@ -99,7 +98,7 @@ impl Exchange<'_> {
                 return Err(not_allowed(endpoint, "create").into());
             }
         };
-        Ok(reply::value(StatusCode::CREATED, accepted.format, &answer))
+        answer_value(accepted, answer)
     }
 
     /// PUT and PATCH, of an object or of a sub-resource.
@@ -114,7 +113,7 @@ impl Exchange<'_> {
             return Err(not_allowed(endpoint, verb).into());
         }
         self.allowed(endpoint, if patch { Verb::Patch } else { Verb::Update }, verb)?;
-        let accepted = self.accepted()?;
+        let accepted = self.accepted(Offer::Tables)?;
         let options = if patch { "PatchOptions" } else { "UpdateOptions" };
         let validation = FieldValidation::parse(self.query, options)?;
         let by = self.writer(options)?;
@@ -140,15 +139,14 @@ impl Exchange<'_> {
         };
         let code = if updated.created { StatusCode::CREATED } else { StatusCode::OK };
         if scaling {
-            let scale = scale::of(&registry.value(served, &updated.object));
-            return Ok(reply::value(code, accepted.format, &scale));
+            return self.answer_scale(endpoint, code, (accepted, self.include()?), &updated.object);
         }
         self.answer_object(endpoint, code, accepted, &updated.object)
     }
 
     pub(super) async fn delete(&self, endpoint: Endpoint<'_>, body: Incoming) -> Result<Response<Body>, Stop> {
         self.allowed(endpoint, Verb::Delete, "delete")?;
-        let accepted = self.accepted()?;
+        let accepted = self.accepted(Offer::Tables)?;
         let options = self.delete_options(body).await?;
         let by = Writer { dry_run: options.dry_run, ..self.connecting() };
         let deleted = self.server.registry.delete(endpoint.place(), &options, by).await?;
@@ -170,7 +168,7 @@ impl Exchange<'_> {
         body: Incoming,
     ) -> Result<Response<Body>, Stop> {
         self.allowed(endpoint, Verb::DeleteCollection, "deletecollection")?;
-        let accepted = self.accepted()?;
+        let accepted = self.accepted(Offer::Tables)?;
         When::parse(self.query, false)?;
         let selection = self.selection(endpoint)?;
         let options = self.delete_options(body).await?;
@@ -180,10 +178,6 @@ impl Exchange<'_> {
         let listed = Listed { revision, objects, next: None, remaining: None };
         let bytes = registry.list_json(endpoint.served, &listed, accepted.form, Include::default());
         Ok(reply::large(&self.parts.headers, accepted.format, bytes))
-    }
-
-    fn accepted(&self) -> Result<Accepted, Status> {
-        negotiate::negotiate(&self.parts.headers, self.query)
     }
 
     fn answer_object(
@@ -196,6 +190,23 @@ impl Exchange<'_> {
         let form: Form = single(accepted.form)?;
         let bytes = self.server.registry.object_json(endpoint.served, object, form, self.include()?);
         Ok(reply::json(code, accepted.format, bytes))
+    }
+
+    pub(super) fn answer_scale(
+        &self,
+        endpoint: Endpoint<'_>,
+        code: StatusCode,
+        (accepted, include): (Accepted, Include),
+        object: &Object,
+    ) -> Result<Response<Body>, Stop> {
+        let registry = &self.server.registry;
+        let scale = scale::of(&registry.value(endpoint.served, object));
+        let answer = match single(accepted.form)? {
+            Form::Whole | Form::MetadataList(_) => scale,
+            Form::Metadata(version) => encode::partial(&scale, version),
+            Form::Table(version) => encode::table_of_scale(scale, version, include, registry.now()),
+        };
+        Ok(reply::value(code, accepted.format, &answer))
     }
 
     /// Of requests that write nothing themselves.
@@ -262,7 +273,7 @@ impl Exchange<'_> {
         let bad = |why: &dyn std::fmt::Display| Status::bad_request(format!("error decoding patch: {why}"));
         // JSON is YAML, but its texts have escapes of their own.
         let (config, repeated) = match json::parse(&bytes) {
-            Ok(parsed) if parsed.duplicates.is_empty() => (parsed.value, Vec::new()),
+            Ok(parsed) if !parsed.repeats => (parsed.value, Vec::new()),
             _ => {
                 let text = std::str::from_utf8(&bytes).map_err(|error| bad(&error))?;
                 let failed = |error| bad(&format!("error converting YAML to JSON: yaml: {error}"));
@@ -381,8 +392,7 @@ pub(crate) fn patched(
             return Err(Status::invalid("", "", "", &[error]));
         }
     }
-    body::strict(&mut patched, expected.schema, Vec::new(), validation, warnings).map_err(|error| {
-        let (Unfit::Strict(why) | Unfit::Type(why)) = error;
+    body::strict(&mut patched, expected.schema, &Text::Unknown, validation, warnings).map_err(|Unfit(why)| {
         let error = api::field::Error::invalid(&api::field::Path::new("patch"), patched.to_string(), why);
         Status::invalid("", "", "", &[error])
     })?;
@@ -397,6 +407,19 @@ pub(crate) fn patch_failure(error: &patch::Error) -> Status {
         patch::Error::NoSchema => Status::unsupported_media_type(error),
         patch::Error::Unprocessable(why) => Status::unprocessable(why),
     }
+}
+
+/// What a create comes to that stores nothing.
+fn answer_value(accepted: Accepted, answer: Value) -> Result<Response<Body>, Stop> {
+    let answer = if answer["kind"] == "Status" {
+        answer
+    } else {
+        match single(accepted.form)? {
+            Form::Metadata(version) => encode::partial(&answer, version),
+            Form::Whole | Form::MetadataList(_) | Form::Table(_) => answer,
+        }
+    };
+    Ok(reply::value(StatusCode::CREATED, accepted.format, &answer))
 }
 
 fn answers_with_object(kind: &Kind) -> bool {
