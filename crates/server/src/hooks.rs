@@ -45,6 +45,19 @@ pub trait TokenIssuer: Send + Sync + 'static {
     /// # Errors
     /// What the user gets instead of a token.
     fn issue<'a>(&'a self, ask: TokenAsk<'a>) -> BoxFuture<'a, Result<Value, Status>>;
+
+    /// What others need to check the tokens on their own.
+    fn issuer(&self) -> Option<Issuer> {
+        None
+    }
+}
+
+/// Who signs tokens.
+pub struct Issuer {
+    /// Its URL, the `iss` of its tokens.
+    pub url: String,
+    /// Its public keys, a JSON Web Key Set.
+    pub keys: Value,
 }
 
 /// A create of `serviceaccounts/token`.

@@ -20,6 +20,7 @@ pub mod impersonate;
 pub mod local;
 pub mod node;
 pub mod openapi;
+pub mod openid;
 pub mod path;
 pub mod pki;
 mod proxy;

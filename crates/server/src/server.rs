@@ -86,6 +86,8 @@ pub struct Server {
     pub(crate) ready: BTreeMap<&'static str, Check>,
     pub(crate) discovery: Discovery,
     pub(crate) openapi: OpenApi,
+    /// `HOST:PORT` at which clients reach it.
+    pub(crate) advertised: String,
     pub(crate) encodings: Arc<Encodings>,
     pub(crate) shutdown: CancellationToken,
     /// Connections to nodes, and the tunnels over them.
@@ -99,6 +101,7 @@ impl Server {
         Arc::new(Self {
             discovery: Discovery::new(&catalog, &config.advertised),
             openapi: OpenApi::new(&catalog),
+            advertised: config.advertised,
             registry: Arc::new(Registry {
                 store: config.store,
                 catalog,

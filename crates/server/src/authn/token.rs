@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{Snapshot, Store};
 
-use crate::hooks::{Clock, TokenAsk, TokenIssuer};
+use crate::hooks::{Clock, Issuer, TokenAsk, TokenIssuer};
 use crate::identity::{BoxFuture, User};
 
 const SERVICE_ACCOUNTS: GroupResource = GroupResource::new("", "serviceaccounts");
@@ -181,8 +181,17 @@ impl Tokens {
     fn answer(&self, ask: TokenAsk<'_>) -> Result<Value, Status> {
         let account = ask.service_account;
         let mut request = ask.request;
+        for (field, own) in [("name", account.key().name()), ("namespace", account.key().namespace())] {
+            let given = request["metadata"][field].as_str().unwrap_or_default();
+            if !given.is_empty() && given != own {
+                let path = field::Path::new("metadata").child(field);
+                let why = format!("must match the service account {field} if specified");
+                let error = field::Error::invalid(&path, given, why);
+                return Err(Status::invalid("authentication.k8s.io", "TokenRequest", account.key().name(), &[error]));
+            }
+        }
         let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
-        validate_seconds(account.key().name(), seconds)?;
+        validate_seconds(seconds)?;
         let mut audiences: Vec<String> =
             serde_json::from_value(request["spec"]["audiences"].clone()).unwrap_or_default();
         if audiences.is_empty() {
@@ -214,6 +223,7 @@ impl Tokens {
         request["status"] = json!({"token": self.sign(&claims)?, "expirationTimestamp": expires.to_string()});
         request["metadata"]["name"] = json!(account.key().name());
         request["metadata"]["namespace"] = json!(namespace);
+        request["metadata"]["uid"] = json!(account.meta().uid);
         request["metadata"]["creationTimestamp"] =
             json!(Timestamp::from_second(now.as_second()).map_err(Status::internal)?.to_string());
         Ok(request)
@@ -225,10 +235,14 @@ impl TokenIssuer for Tokens {
         let answer = self.answer(ask);
         Box::pin(async { answer })
     }
+
+    fn issuer(&self) -> Option<Issuer> {
+        Some(Issuer { url: self.issuer.clone(), keys: self.jwks() })
+    }
 }
 
 /// Source: kubernetes `pkg/apis/authentication/validation/validation.go`.
-fn validate_seconds(name: &str, seconds: i64) -> Result<(), Status> {
+fn validate_seconds(seconds: i64) -> Result<(), Status> {
     let path = field::Path::new("spec").child("expirationSeconds");
     let why = if seconds < MIN_SECONDS {
         "may not specify a duration less than 10 minutes"
@@ -237,7 +251,7 @@ fn validate_seconds(name: &str, seconds: i64) -> Result<(), Status> {
     } else {
         return Ok(());
     };
-    Err(Status::invalid("authentication.k8s.io", "TokenRequest", name, &[field::Error::invalid(&path, seconds, why)]))
+    Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", &[field::Error::invalid(&path, seconds, why)]))
 }
 
 /// Binds the token to the object that the request names, if it names one.
@@ -253,10 +267,7 @@ fn bind(bound: &mut Bound, wanted: &Value, account: &Object, snapshot: &Snapshot
         ("v1", "Secret") => (SECRETS, namespace),
         ("v1", "Node") => (NODES, ""),
         _ => {
-            return Err(Status::bad_request(format!(
-                "cannot bind token for serviceaccount {:?} to object of type {version}, Kind={kind}",
-                account.key().name()
-            )));
+            return Err(Status::bad_request(format!("cannot bind token to object of type {version}, Kind={kind}")));
         }
     };
     let object = snapshot.get(&Key::new(&resource, within, name)).ok_or_else(|| Status::not_found(&resource, name))?;

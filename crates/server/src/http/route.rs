@@ -28,6 +28,7 @@ use crate::encode::Include;
 use crate::health;
 use crate::identity::{self, PeerCertificates, User};
 use crate::impersonate;
+use crate::openid;
 use crate::path::{Attributes, Query, Resource, Target};
 use crate::registry::catalog::Served;
 use crate::registry::list::{Refused, When};
@@ -215,6 +216,9 @@ impl Exchange<'_> {
             return response;
         }
         if let Some(response) = health::answer(server, path, self.query) {
+            return response;
+        }
+        if let Some(response) = openid::answer(server, path) {
             return response;
         }
         match path {
@@ -461,6 +465,9 @@ pub(crate) fn not_allowed(endpoint: Endpoint<'_>, verb: &str) -> Status {
 fn json_paths(server: &Server) -> serde_json::Value {
     let mut paths: Vec<String> = server.discovery.paths().map(str::to_owned).collect();
     paths.extend(["/healthz", "/livez", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+    if server.registry.tokens.issuer().is_some() {
+        paths.extend([openid::CONFIGURATION, openid::KEYS].map(str::to_owned));
+    }
     paths.sort();
     serde_json::json!({"paths": paths})
 }

@@ -10,5 +10,6 @@ mod goldens;
 mod kubectl;
 mod local;
 mod node;
+mod openid;
 mod verbs;
 mod watches;
