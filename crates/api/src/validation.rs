@@ -199,6 +199,15 @@ pub fn validate_finalizers(finalizers: &Value, path: &Path) -> Vec<Error> {
     errors
 }
 
+/// Source: kubernetes `pkg/apis/core/validation/validation.go`, `validateKubeFinalizerName`.
+pub fn validate_kube_finalizers(finalizers: &Value, path: &Path) -> Vec<Error> {
+    let names = strings(finalizers).into_iter().enumerate();
+    let bare =
+        names.filter(|(_, name)| !name.contains('/') && !["kubernetes", ORPHAN, FOREGROUND_DELETION].contains(name));
+    let detail = "name is neither a standard finalizer name nor is it fully qualified";
+    bare.map(|(at, name)| Error::invalid(&path.index(at), name, detail)).collect()
+}
+
 fn validate_no_new_finalizers(new: &Value, old: &Value, path: &Path) -> Option<Error> {
     let of =
         |metadata: &Value| strings(&metadata["finalizers"]).into_iter().map(str::to_owned).collect::<BTreeSet<_>>();

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 pub use crate::strategy::Strategy;
+use crate::strategy::Validate;
 use crate::table;
 
 pub struct Kind {
@@ -89,6 +90,8 @@ pub struct Version {
     pub schema: Cow<'static, str>,
     /// Conversion to and from the storage version; `None` for the storage version itself.
     pub convert: Option<Conversion>,
+    /// The rules of this version, in place of the strategy's; the object is in the storage version.
+    pub validate: Option<Validate>,
 }
 
 pub struct Conversion {
@@ -191,6 +194,7 @@ impl Kind {
                 version: version.into(),
                 schema: format!("io.k8s.api.{schema_group}.{version}.{kind}").into(),
                 convert: None,
+                validate: None,
             }],
             verbs: ALL,
             strategy: Strategy::none(),

@@ -64,7 +64,9 @@ impl Exchange<'_> {
         let Some(node) = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) else {
             if sub.name == "log" {
                 // Nothing has run yet, so nothing was written.
-                return Ok(reply::text(StatusCode::OK, ""));
+                let mut nothing = Response::new(reply::full(Bytes::new()));
+                *nothing.status_mut() = StatusCode::NO_CONTENT;
+                return Ok(nothing);
             }
             return Err(Status::bad_request(format!("pod {} does not have a host assigned", at.name)));
         };
@@ -237,11 +239,13 @@ fn target(pod: &Value, subresource: &str, query: &Query) -> Result<String, Statu
     if subresource == "portforward" {
         return Ok(format!("/portForward/{namespace}/{name}{}", forwarded_ports(query)?));
     }
-    let container = container(pod, name, query.get("container").unwrap_or_default())?;
+    let container = || container(pod, name, query.get("container").unwrap_or_default());
     if subresource == "log" {
         let parameters = log_parameters(name, query)?;
+        let container = container()?;
         return Ok(format!("/containerLogs/{namespace}/{name}/{container}{parameters}"));
     }
+    let container = container()?;
     let mut parameters = Vec::new();
     for (asked, passed) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
         if query.flag(asked) {
@@ -282,17 +286,11 @@ fn container<'a>(pod: &'a Value, name: &str, asked: &'a str) -> Result<&'a str, 
         };
     }
     match (&containers[..], &init[..], &ephemeral[..]) {
-        ([only], [], []) => Ok(only),
+        ([only], ..) => Ok(only),
         ([], ..) => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
         _ => {
-            let mut why =
-                format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
-            if !init.is_empty() {
-                why.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-            }
-            if !ephemeral.is_empty() {
-                why.push_str(&format!(" or one of the ephemeral containers: [{}]", ephemeral.join(" ")));
-            }
+            let all = [&init[..], &containers, &ephemeral].concat().join(" ");
+            let why = format!("a container name must be specified for pod {name}, choose one of: [{all}]");
             Err(Status::bad_request(why))
         }
     }
@@ -313,7 +311,7 @@ fn log_parameters(pod: &str, query: &Query) -> Result<String, Status> {
             .parse()
             .map_err(|_| Status::bad_request(format!("invalid {name} {text:?}: it must be a whole number")))?;
         if value < least {
-            let why = format!("must be greater than or equal to {least}");
+            let why = if least == 0 { "must be greater than or equal to 0" } else { "must be greater than 0" };
             errors.push(field::Error::invalid(&field::Path::new(name), value, why));
         }
         parameters.push(format!("{name}={value}"));

@@ -23,7 +23,7 @@ mod set;
 mod step;
 
 use atom::reconcile;
-use compare::{Comparison, fields};
+use compare::{Comparison, fields, has_keys};
 pub use managers::{Identity, Managers, Operation};
 use managers::{Owned, is_reset};
 pub use set::Set;
@@ -178,6 +178,10 @@ impl Write<'_> {
 
     /// Gives what differs between two objects to a manager.
     fn track(&self, live: &Value, new: &Value, managers: &mut Managers, manager: &str) {
+        if !has_keys(atom::Atom::Struct(self.of), new) || !has_keys(atom::Atom::Struct(self.of), live) {
+            // Upstream cannot tell what such an object has, and leaves its managers as they are.
+            return;
+        }
         self.reconcile(managers);
         let compared = self.compare(live, new);
         let changed = compared.modified.union(compared.added);

@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
-use api::field::Error;
+use api::field::{Error, Path};
 use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::kind::{Column, Conversion, Kind, Strategy, Version};
 use crate::place::Place;
+use crate::strategy::same;
 use crate::table;
 use crate::value::{is_empty, number, remove, set, text};
 
@@ -45,6 +46,7 @@ pub fn kind() -> Kind {
         version: "v1".into(),
         schema: "io.k8s.api.events.v1.Event".into(),
         convert: Some(Conversion { to_storage: Box::new(to_core), from_storage: Box::new(from_core) }),
+        validate: Some(Box::new(validate_strictly)),
     });
     kind
 }
@@ -76,8 +78,78 @@ fn from_core(event: &mut Value) {
     }
 }
 
-/// Source: kubernetes `pkg/apis/core/validation/events.go`, `legacyValidateEvent`, which holds for both groups.
 fn validate(event: &Value, _old: Option<&Value>) -> Vec<Error> {
+    validate_leniently(event, "reportingComponent")
+}
+
+/// The rules of `events.k8s.io`.
+///
+/// Source: kubernetes `pkg/apis/core/validation/events.go`, `ValidateEventCreate` and `ValidateEventUpdate`.
+fn validate_strictly(event: &Value, old: Option<&Value>) -> Vec<Error> {
+    let root = Place::root(event);
+    let mut errors = validate_leniently(event, "reportingController");
+    let invalid = |field: &str, why: String| Error::invalid(&Path::new(field), "", why);
+    if old.is_none_or(|old| !same(&event["series"], &old["series"])) && root.child("series").is_set() {
+        let series = root.child("series");
+        if series.child("count").number() < 2 {
+            errors.push(invalid("series.count", "should be at least 2".to_owned()));
+        }
+        if !series.child("lastObservedTime").is_set() {
+            errors.push(Error::required(&Path::new("series.lastObservedTime"), ""));
+        }
+    }
+    let Some(old) = old else {
+        let name = text(&event["metadata"]["name"]);
+        let wrong = if name.is_empty() { Vec::new() } else { api::validation::name_is_dns_subdomain(name, false) };
+        errors.extend(wrong.into_iter().map(|why| Error::invalid(&Path::new("metadata").child("name"), name, why)));
+        if !root.child("eventTime").is_set() {
+            errors.push(root.child("eventTime").required(""));
+        }
+        if !["Normal", "Warning"].contains(&root.child("type").text()) {
+            errors.push(invalid("type", format!("has invalid value: {}", root.child("type").text())));
+        }
+        let source = ["component", "host"].iter().any(|field| !root.child("source").child(field).is_empty());
+        for (field, is_set) in [
+            ("firstTimestamp", root.child("firstTimestamp").is_set()),
+            ("lastTimestamp", root.child("lastTimestamp").is_set()),
+            ("count", root.child("count").number() != 0),
+            ("source", source),
+        ] {
+            if is_set {
+                errors.push(invalid(field, "needs to be unset".to_owned()));
+            }
+        }
+        return errors;
+    };
+    for (field, name) in IMMUTABLE {
+        if !same(&event[field], &old[field]) {
+            errors.push(Error::invalid(&Path::new(name), event[field].clone(), "field is immutable"));
+        }
+    }
+    errors
+}
+
+/// What an update through `events.k8s.io` may not change, and how errors name it.
+const IMMUTABLE: [(&str, &str); 13] = [
+    ("involvedObject", "involvedObject"),
+    ("reason", "reason"),
+    ("message", "message"),
+    ("source", "source"),
+    ("firstTimestamp", "firstTimestamp"),
+    ("lastTimestamp", "lastTimestamp"),
+    ("count", "count"),
+    ("type", "type"),
+    ("eventTime", "eventTime"),
+    ("action", "action"),
+    ("related", "related"),
+    ("reportingComponent", "reportingController"),
+    ("reportingInstance", "reportingInstance"),
+];
+
+/// What holds for both groups; `reporting` is how errors name the one who reports.
+///
+/// Source: kubernetes `pkg/apis/core/validation/events.go`, `legacyValidateEvent`.
+fn validate_leniently(event: &Value, reporting: &str) -> Vec<Error> {
     let root = Place::root(event);
     let namespace = text(&event["metadata"]["namespace"]);
     let about = root.child("involvedObject").child("namespace");
@@ -94,7 +166,7 @@ fn validate(event: &Value, _old: Option<&Value>) -> Vec<Error> {
     if !root.child("eventTime").is_set() {
         return errors;
     }
-    let component = root.child("reportingComponent");
+    let component = Place::new(root.child("reportingComponent").value, Path::new(reporting));
     component.must_be_set(&mut errors);
     component.keep(names::is_qualified_name, &mut errors);
     for (field, limit) in [("reportingInstance", 128), ("action", 128), ("reason", 128), ("message", 1024)] {

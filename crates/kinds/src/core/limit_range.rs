@@ -11,14 +11,15 @@ use api::quantity::Quantity;
 use serde_json::Value;
 
 use crate::core::pod_support::refusal;
-use crate::core::pod_validation::{is_extended, quantity, resource_name};
+use crate::core::pod_validation::{is_extended, resource_name};
 use crate::kind::{Kind, Strategy};
 use crate::place::Place;
-use crate::value::{default, items_mut, object, text};
+use crate::value::{default, is_empty, items_mut, object, remove, text};
 
 pub fn kind() -> Kind {
     Kind {
         strategy: Strategy::none().defaulting(fill).validating(validate),
+        create_on_update: true,
         ..Kind::namespaced("", "v1", "LimitRange", "limitranges").short(&["limits"])
     }
 }
@@ -31,6 +32,9 @@ fn fill(range: &mut Value) {
             let amounts = limit[from].as_object().cloned().unwrap_or_default();
             let Some(list) = object(limit, to) else { continue };
             amounts.into_iter().for_each(|(name, amount)| default(list, &name, amount));
+            if is_empty(list) {
+                remove(limit, to);
+            }
         }
     }
 }
@@ -55,16 +59,25 @@ fn validate(range: &Value, _old: Option<&Value>) -> Vec<Error> {
             errors.push(refusal(&kind, "persistent volumes are not built"));
         }
         let mut resources = BTreeSet::new();
-        for list in LISTS.map(|list| limit.child(list)) {
-            for (name, amount) in list.entries() {
-                resource_name(name, &amount, &mut errors);
-                quantity(&amount, &mut errors);
-                resources.insert(name);
+        for field in LISTS {
+            let list = limit.child(field);
+            if kind.is("Pod") && field.starts_with("default") {
+                // What pods cannot have is not looked at any further.
+                if !list.is_empty() {
+                    errors.push(list.forbidden("may not be specified when `type` is 'Pod'"));
+                }
+                continue;
             }
-        }
-        for list in ["default", "defaultRequest"].map(|list| limit.child(list)) {
-            if kind.is("Pod") && !list.is_empty() {
-                errors.push(list.forbidden("may not be specified when `type` is 'Pod'"));
+            for (name, amount) in list.entries() {
+                let mut found = Vec::new();
+                if !kind.is("PersistentVolumeClaim") {
+                    resource_name(name, &amount, &mut found);
+                }
+                // What is known of containers' resources holds for them alone.
+                let is_of_container = ["Pod", "Container"].contains(&kind.text());
+                found.retain(|error| is_of_container || error.detail != "must be a standard resource for containers");
+                errors.extend(found);
+                resources.insert(name);
             }
         }
         resources.into_iter().for_each(|name| relations(&limit, name, &mut errors));
@@ -92,9 +105,18 @@ fn relations(limit: &Place<'_>, name: &str, errors: &mut Vec<Error>) {
     at_most(request, fallback, "defaultRequest", request, ["default request", "default limit"]);
     at_most(min, fallback, "default", min, ["min", "default"]);
     at_most(fallback, max, "default", max, ["default", "max"]);
-    if let Some(ratio) = amount("maxLimitRequestRatio").filter(|ratio| ratio.millis() < 1000) {
+    if let Some(ratio) = amount("maxLimitRequestRatio") {
         let path = limit.path.child("maxLimitRequestRatio").key(name);
-        errors.push(Error::invalid(&path, ratio.to_string(), format!("ratio {ratio} is less than 1")));
+        if ratio.millis() < 1000 {
+            errors.push(Error::invalid(&path, ratio.to_string(), format!("ratio {ratio} is less than 1")));
+        }
+        if let (Some(min), Some(max)) = (min, max) {
+            let greatest = max.millis() as f64 / min.millis() as f64;
+            if ratio.millis() as f64 / 1000.0 > greatest {
+                let detail = format!("ratio {ratio} is greater than max/min = {greatest:.6}");
+                errors.push(Error::invalid(&path, ratio.to_string(), detail));
+            }
+        }
     }
     if let (Some(fallback), Some(request)) = (fallback, request)
         && is_extended(name)

@@ -13,14 +13,16 @@ use crate::core::pod_default::canonical_list;
 use crate::core::pod_validation::quantity;
 use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::place::Place;
-use crate::strategy::keep_status;
+use crate::strategy::{keep_status, only_status};
 use crate::table;
 use crate::value::{default, drop_zero, flag, items, object, remove, set, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate),
-        subresources: vec![Subresource::status(Strategy::status().defaulting(fill).validating(validate_update))],
+        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate).warning(warnings),
+        subresources: vec![Subresource::status(
+            Strategy::none().defaulting(fill).preparing(prepare_status).validating(validate_update),
+        )],
         columns: vec![
             Column::name(),
             Column::text("Status", "Whether the node is ready, and whether it takes new pods."),
@@ -74,6 +76,14 @@ fn prepare(node: &mut Value, old: Option<&Value>) {
     }
 }
 
+/// What was reported of a node's dynamic configuration has been gone since v1.24.
+fn prepare_status(node: &mut Value, old: Option<&Value>) {
+    only_status(node, old);
+    if let Some(status) = node.get_mut("status") {
+        remove(status, "config");
+    }
+}
+
 fn validate(node: &Value, old: Option<&Value>) -> Vec<Error> {
     let spec = Place::root(node).child("spec");
     let mut errors = Vec::new();
@@ -95,6 +105,13 @@ fn validate(node: &Value, old: Option<&Value>) -> Vec<Error> {
     errors
 }
 
+/// Source: kubernetes `pkg/registry/core/node/strategy.go`, `nodeWarnings`.
+fn warnings(node: &Value, _old: Option<&Value>) -> Vec<String> {
+    let external = text(&node["spec"]["externalID"]);
+    let warning = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
+    if external.is_empty() { Vec::new() } else { vec![warning.to_owned()] }
+}
+
 /// What holds for every update, the node's own report of its status included.
 fn validate_update(node: &Value, old: Option<&Value>) -> Vec<Error> {
     let root = Place::root(node);
@@ -106,7 +123,23 @@ fn validate_update(node: &Value, old: Option<&Value>) -> Vec<Error> {
             quantity(&Place::new(place.value, path), &mut errors);
         }
     }
+    for feature in root.child("status").child("declaredFeatures").items() {
+        let segments = || feature.text().split('/');
+        let is_name = |segment: &str| {
+            segment.starts_with(|c: char| c.is_ascii_alphabetic()) && segment.bytes().all(|b| b.is_ascii_alphanumeric())
+        };
+        if !segments().all(is_name) || !feature.text().starts_with(|c: char| c.is_ascii_uppercase()) {
+            errors.push(feature.invalid(format!(
+                "invalid feature name {:?}: must start with an UpperCamelCase segment, with subsequent segments separated \
+                 by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric characters and slashes",
+                feature.text()
+            )));
+        }
+    }
     let Some(old) = old else { return errors };
+    if text(&node["spec"]["externalID"]) != text(&old["spec"]["externalID"]) {
+        errors.push(root.child("spec").child("externalID").forbidden("may not be updated"));
+    }
     let mut seen: Vec<&Value> = Vec::new();
     for address in root.child("status").child("addresses").items() {
         if seen.contains(&address.value) {

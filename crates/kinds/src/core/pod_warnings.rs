@@ -175,6 +175,15 @@ fn ports(spec: &Place<'_>, warnings: &mut Vec<String>) {
     for port in all() {
         let same = |other: &Place<'_>, field: &str| port.child(field).value == other.child(field).value;
         let hosts = |other: &Place<'_>| [port.child("hostPort").number(), other.child("hostPort").number()];
+        if !port.child("hostIP").is_empty() && port.child("hostPort").number() == 0 {
+            let [name, protocol, host] = ["name", "protocol", "hostIP"].map(|field| port.child(field).text());
+            let number = port.child("containerPort").number();
+            warnings.push(format!(
+                "{}: hostIP set without hostPort: {{Name:{name} HostPort:0 ContainerPort:{number} Protocol:{protocol} \
+                 HostIP:{host}}}",
+                port.path
+            ));
+        }
         for other in seen.iter().filter(|other| same(other, "containerPort") && same(other, "protocol")) {
             if same(other, "hostIP") && hosts(other)[0] == hosts(other)[1] {
                 warnings.push(format!("{}: duplicate port definition with {}", port.path, other.path));

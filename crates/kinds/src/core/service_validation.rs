@@ -347,6 +347,13 @@ pub fn warnings(service: &Value, _old: Option<&Value>) -> Vec<String> {
         .filter(|ip| !ip.is("None"))
         .filter_map(|ip| names::ip_warning(&ip.path, ip.text()))
         .collect();
+    let balancer = spec.child("loadBalancerIP");
+    if !balancer.is_empty() {
+        if is_headless(spec.value) {
+            warnings.push("spec.loadBalancerIP is ignored for headless services".to_owned());
+        }
+        warnings.extend(names::ip_warning(&balancer.path, balancer.text()));
+    }
     if is_headless(spec.value) && !is_empty(&spec.value["sessionAffinity"]) && !spec.child("sessionAffinity").is("None")
     {
         warnings.push("spec.SessionAffinity is ignored for headless services".to_owned());

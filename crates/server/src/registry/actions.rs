@@ -159,14 +159,15 @@ impl Registry {
         mut object: Value,
         by: Writer<'_>,
     ) -> Result<Option<Value>, Status> {
+        if served.is_namespaced() {
+            metadata::put_in_namespace(&mut object, namespace)?;
+        }
         if answer == Answer::Binding {
+            metadata::wipe(&mut object);
             let name = metadata::text(&object, "name").to_owned();
             let pods = self.catalog.find("", "v1", "pods").ok_or_else(Status::no_such_resource)?;
             self.bind(Place { served: pods, namespace, name: &name }, &object, by).await?;
             return Ok(None);
-        }
-        if served.is_namespaced() {
-            metadata::put_in_namespace(&mut object, namespace)?;
         }
         (served.kind.strategy.default)(&mut object);
         let errors = (served.kind.strategy.validate)(&object, None);
@@ -176,7 +177,11 @@ impl Registry {
         let snapshot = self.store.snapshot();
         let resource = served.group_resource();
         let question = Question { resource: &resource, namespace, user: by.user, snapshot: &snapshot, object };
-        self.reviewer.review(question).await.map(Some)
+        let mut answered = self.reviewer.review(question).await?;
+        if answer == Answer::SelfSubjectReview {
+            answered["metadata"]["creationTimestamp"] = metadata::rfc3339(self.now()).into();
+        }
+        Ok(Some(answered))
     }
 
     /// Changes an object past its strategy, as an action of the server itself does.

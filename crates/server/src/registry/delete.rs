@@ -210,7 +210,9 @@ impl Registry {
         let kind = &at.served.kind;
         let now = self.now();
         let mut new = old.clone();
-        let propagation = options.propagation.or_else(|| default_propagation(kind, old));
+        // Nothing belongs to what goes by itself: upstream has no garbage collection of events.
+        let is_owner = kind.ttl.is_none();
+        let propagation = options.propagation.or_else(|| default_propagation(kind, old)).filter(|_| is_owner);
         let deleting = !old["metadata"]["deletionTimestamp"].is_null();
         if finalizes(kind) {
             let contents = old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());

@@ -92,18 +92,22 @@ pub fn carry_over(object: &mut Value, old: &Value) {
 }
 
 /// Removes repeated owner references, as upstream does with a warning.
-pub fn dedup_owners(object: &mut Value) -> Option<&'static str> {
+pub fn dedup_owners(object: &mut Value) -> Option<String> {
     let owners = of(object).get_mut("ownerReferences")?.as_array_mut()?;
-    let mut seen: Vec<Value> = Vec::new();
-    let before = owners.len();
+    let (mut seen, mut repeated): (Vec<Value>, Vec<String>) = (Vec::new(), Vec::new());
     owners.retain(|owner| {
         let new = !seen.contains(owner);
-        seen.push(owner.clone());
+        if new {
+            seen.push(owner.clone());
+        } else {
+            repeated.push(owner["uid"].as_str().unwrap_or_default().to_owned());
+        }
         new
     });
-    (owners.len() < before).then_some(
-        ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests",
-    )
+    (!repeated.is_empty()).then(|| format!(
+        ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+        repeated.join(", ")
+    ))
 }
 
 /// Seconds resolution, as metav1.Time is written.

@@ -235,6 +235,16 @@ pub fn store_failure(error: &store::Error) -> Status {
     }
 }
 
+/// Whether a finalizer needs no domain in its name.
+///
+/// Source: kubernetes `pkg/apis/core/validation/validation.go`, `ValidateObjectMeta`, which is not called for these.
+fn takes_any_finalizer(served: &Served) -> bool {
+    match &*served.version().group {
+        "admissionregistration.k8s.io" | "coordination.k8s.io" | "node.k8s.io" => true,
+        group => group.is_empty() && served.kind_name() == "Event",
+    }
+}
+
 /// Every error at once: of the metadata, then of the rest; each one once, though more than one rule may find it.
 pub(crate) fn errors(served: &Served, strategy: &Strategy, object: &Value, old: Option<&Value>) -> Vec<field::Error> {
     let (metadata, path) = (&object["metadata"], field::Path::new("metadata"));
@@ -243,7 +253,10 @@ pub(crate) fn errors(served: &Served, strategy: &Strategy, object: &Value, old: 
     if let Some(old) = old {
         all.extend(validation::validate_object_meta_update(metadata, &old["metadata"], &path));
     }
-    all.extend((strategy.validate)(object, old));
+    if !takes_any_finalizer(served) {
+        all.extend(validation::validate_kube_finalizers(&metadata["finalizers"], &path.child("finalizers")));
+    }
+    all.extend((served.version().validate.as_ref().unwrap_or(&strategy.validate))(object, old));
     let mut errors: Vec<field::Error> = Vec::new();
     for error in all {
         if !errors.contains(&error) {

@@ -167,7 +167,10 @@ impl Registry {
         let revision = if planted::every(planted::Bug::NoConflictCheck, 4) { current.revision } else { revision };
         if revision == 0 && !kind.unconditional_update && matches!(change, Change::Replace(_)) {
             let path = field::Path::new("metadata").child("resourceVersion");
-            return Err(at.invalid(&[field::Error::invalid(&path, 0, "must be specified for an update")]).into());
+            let error = field::Error::invalid(&path, 0, "must be specified for an update");
+            // Upstream names the resource here, not the kind.
+            let of = served.group_resource();
+            return Err(Status::invalid(&of.group, &of.resource, at.name, &[error]).into());
         }
         if revision != 0 && revision != current.revision {
             return Err(at.conflict(STALE).into());

@@ -12,6 +12,24 @@ use super::set::{Node, Set};
 use super::step::{self, Step};
 use crate::schema::Type;
 
+/// Whether every item has the key by which it is found, so that it can be said who owns it.
+///
+/// Source: structured-merge-diff `typed/helpers.go`, `keyedAssociativeListItemToPathElement`.
+pub fn has_keys(atom: Atom<'_>, value: &Value) -> bool {
+    match (atom, value) {
+        (Atom::Struct(of), Value::Object(members)) => members
+            .iter()
+            .all(|(name, value)| of.field(name).is_none_or(|field| has_keys(Atom::of_field(field), value))),
+        (Atom::Map(values), Value::Object(members)) => {
+            members.values().all(|value| has_keys(Atom::of_shape(values.shape()), value))
+        }
+        (Atom::Keyed(_, values), Value::Array(items)) => {
+            items.iter().all(|item| atom.step_of(item).is_ok() && has_keys(Atom::of_shape(values.shape()), item))
+        }
+        _ => true,
+    }
+}
+
 /// What makes one object another.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Comparison {

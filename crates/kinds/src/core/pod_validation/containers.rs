@@ -162,8 +162,10 @@ fn resource_quantity(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) -> 
 pub fn resource_name(name: &str, place: &Place<'_>, errors: &mut Vec<Error>) {
     let messages = names::is_qualified_name(name);
     let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-    if messages.is_empty() && !name.contains('/') && !standard {
-        errors.push(Error::invalid(&place.path, name, "must be a standard resource type or fully qualified"));
+    if !name.contains('/') && !standard {
+        if messages.is_empty() {
+            errors.push(Error::invalid(&place.path, name, "must be a standard resource type or fully qualified"));
+        }
         errors.push(Error::invalid(&place.path, name, "must be a standard resource for containers"));
     }
     errors.extend(messages.into_iter().map(|message| Error::invalid(&place.path, name, message)));

@@ -40,9 +40,14 @@ pub(super) fn validate(pod: &Pod<'_>, errors: &mut Vec<Error>) {
             errors.push(target.not_found());
         }
         for field in OF_WORKLOADS {
-            let field = container.child(field);
-            if field.is_set() && !is_empty(field.value) && field.value.as_object().is_none_or(|map| !map.is_empty()) {
-                errors.push(field.forbidden(FORBIDDEN));
+            let place = container.child(field);
+            // Of what upstream holds by a pointer an empty object is something.
+            let is_something = match place.value.as_object() {
+                Some(members) => field != "resources" || !members.is_empty(),
+                None => !is_empty(place.value),
+            };
+            if place.is_set() && is_something {
+                errors.push(place.forbidden(FORBIDDEN));
             }
         }
         for mount in container.child("volumeMounts").items() {

@@ -197,7 +197,9 @@ fn pod_spec(spec: &Place<'_>, is_pod: bool) -> Vec<Error> {
             spec.child(class).keep(names::is_dns1123_subdomain, &mut errors);
         }
     }
-    containers::resource_list(&spec.child("overhead"), &mut errors);
+    // Upstream looks at an overhead as at the limits of a container.
+    let overhead = spec.child("overhead");
+    containers::resource_list(&Place::new(overhead.value, overhead.path.child("limits")), &mut errors);
     spec.child("preemptionPolicy").if_set_one_of(&["PreemptLowerPriority", "Never"], &mut errors);
     let os = spec.child("os");
     if os.is_set() && os.child("name").is_empty() {

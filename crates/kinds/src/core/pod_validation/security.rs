@@ -52,6 +52,7 @@ pub(super) fn pod(spec: &Place<'_>, errors: &mut Vec<Error>) {
     sysctls(&context.child("sysctls"), spec, errors);
     context.child("fsGroupChangePolicy").if_set_one_of(&["Always", "OnRootMismatch"], errors);
     seccomp(&context.child("seccompProfile"), errors);
+    context.child("seLinuxChangePolicy").if_set_one_of(&["MountOption", "Recursive"], errors);
     context.child("supplementalGroupsPolicy").if_set_one_of(&["Merge", "Strict"], errors);
     if spec.child("hostPID").is_true() && spec.child("shareProcessNamespace").is_true() {
         let share = spec.child("shareProcessNamespace");

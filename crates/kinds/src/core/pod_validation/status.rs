@@ -17,7 +17,10 @@ pub fn validate(pod: &Value, old: Option<&Value>) -> Vec<Error> {
     let (status, spec) = (Place::root(pod).child("status"), &pod["spec"]);
     let Some(old) = old else { return errors };
     for condition in status.child("conditions").items() {
-        condition.child("observedGeneration").not_negative(&mut errors);
+        let generation = condition.child("observedGeneration");
+        if generation.number() < 0 {
+            errors.push(generation.invalid("must be a non-negative integer"));
+        }
         let kind = condition.child("type");
         if !matches!(kind.text(), "PodScheduled" | "Ready" | "Initialized") {
             let path = condition.path.child("Type");

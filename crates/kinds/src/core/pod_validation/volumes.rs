@@ -54,7 +54,9 @@ fn source(volume: &Place<'_>, errors: &mut Vec<Error>) {
         }
         sources += 1;
         if sources > 1 {
-            errors.push(source.forbidden("may not specify more than 1 volume type"));
+            // Upstream misspells this one.
+            let name = if kind == "downwardAPI" { "downwarAPI" } else { kind };
+            errors.push(Error::forbidden(&volume.path.child(name), "may not specify more than 1 volume type"));
         } else {
             check(&source, errors);
         }
