@@ -200,7 +200,7 @@ fn whole_answer(reader: &mut impl BufRead) -> Result<Answer> {
     } else if let Some(length) = answer.header("content-length") {
         body.resize(length.parse()?, 0);
         reader.read_exact(&mut body)?;
-    } else {
+    } else if answer.status != 204 {
         reader.read_to_end(&mut body)?;
     }
     answer.body = String::from_utf8_lossy(&body).into_owned();

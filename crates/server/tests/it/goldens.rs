@@ -12,7 +12,7 @@ use testkit::oracle::canonical::canonical;
 use testkit::oracle::compare::{Tally, differences};
 use testkit::oracle::golden::{self, Exchange};
 use testkit::oracle::subjects::Subject;
-use testkit::oracle::{Answer, Memory, Request, USER_AGENT, subjects};
+use testkit::oracle::{Answer, Memory, Request, USER_AGENT, cases, subjects};
 
 use crate::cluster::{Cluster, rng};
 
@@ -60,8 +60,8 @@ async fn ask(cluster: &Cluster, memory: &mut Memory, request: &Request) -> Answe
     let told = cluster.ask(&request.method, &request.path, &headers, body.unwrap_or_default()).await;
     let warnings = told.warnings().into_iter().map(str::to_owned).collect();
     let text = String::from_utf8_lossy(&told.body).into_owned();
-    let body = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
-    let answer = Answer { code: told.code, warnings, body };
+    let content_type = told.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let answer = Answer::new(told.code, content_type, warnings, text);
     memory.note(request, &answer);
     answer
 }
@@ -112,5 +112,28 @@ goldens! {
     replication_controller
     token_review self_subject_review subject_access_review local_subject_access_review self_subject_access_review
     self_subject_rules_review ingress ingress_class priority_class lease endpoint_slice cluster_role cluster_role_binding role
-    role_binding
+    role_binding limit_range pod_template runtime_class
+}
+
+/// What goes on to a node, which the oracle has none of.
+const OF_NODES: [&str; 5] = ["attach", "exec", "log", "portforward", "proxy"];
+
+#[test]
+fn everything_that_is_served_has_a_subject() {
+    for kind in kinds::registry() {
+        let (resource, name) = (&*kind.names.resource.resource, &*kind.names.kind);
+        for version in &kind.versions {
+            let of = |subject: &&Subject| subject.group == version.group && subject.version == version.version;
+            let all = subjects::all();
+            let subject = all.iter().filter(of).find(|subject| subject.kind == name && subject.plural == resource);
+            let subject = subject.unwrap_or_else(|| panic!("the oracle has no subject {name} of {}", version.group));
+            let script = cases::script(subject, 1);
+            for sub in kind.subresources.iter().filter(|sub| !OF_NODES.contains(&sub.name)) {
+                let suffix = format!("/{}", sub.name);
+                let is_asked =
+                    |request: &Request| request.path.split('?').next().is_some_and(|path| path.ends_with(&suffix));
+                assert!(script.iter().any(is_asked), "the oracle asks nothing of {resource}/{}", sub.name);
+            }
+        }
+    }
 }

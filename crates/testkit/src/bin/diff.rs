@@ -1,6 +1,6 @@
 //! `cargo xtask diff`: asks a real kube-apiserver and coracle the same, and prints where their answers differ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, ExitCode, Stdio};
@@ -13,16 +13,17 @@ use testkit::oracle::canonical::canonical;
 use testkit::oracle::compare::{Difference, Tally, differences};
 use testkit::oracle::golden::{self, Exchange};
 use testkit::oracle::subjects::{self, Subject};
-use testkit::oracle::{Answer, Memory, Request, USER_AGENT, cases};
+use testkit::oracle::{Answer, Memory, Request, USER_AGENT, accepted, cases};
 use testkit::upstream::control_plane::{ControlPlane, SERVICE_CIDR};
 use testkit::web::{Api, KeptAlive};
 
-const USAGE: &str = "usage: cargo xtask diff [--kind K] [--seed S] [--all] [--keep]
+const USAGE: &str = "usage: cargo xtask diff [--kind K] [--seed S] [--all] [--accepted] [--keep]
 
 Sends generated and mutated requests to kube-apiserver v1.37.2 and to coracle, and compares the answers.
   --kind K   one kind, such as Pod
   --seed S   what is changed beside the changes that are always made; the same seed asks the same (1)
   --all      shows every open difference, not the first few of each kind
+  --accepted shows the accepted differences too, with their reasons
   --keep     keeps what upstream answered in crates/server/tests/goldens, for the tests";
 /// Open differences that are shown of a kind.
 const SHOWN: usize = 15;
@@ -32,6 +33,7 @@ struct Flags {
     subjects: Vec<Subject>,
     seed: u64,
     all: bool,
+    accepted: bool,
     keep: bool,
 }
 
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
 
 /// What the command line asks for; nothing when it is help.
 fn flags() -> Result<Option<Flags>> {
-    let mut flags = Flags { subjects: subjects::all(), seed: 1, all: false, keep: false };
+    let mut flags = Flags { subjects: subjects::all(), seed: 1, all: false, accepted: false, keep: false };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
@@ -60,6 +62,7 @@ fn flags() -> Result<Option<Flags>> {
                 flags.seed = text.parse().with_context(|| format!("--seed: {text:?} is no number"))?;
             }
             "--all" => flags.all = true,
+            "--accepted" => flags.accepted = true,
             "--keep" => flags.keep = true,
             "--help" => {
                 println!("{USAGE}");
@@ -83,9 +86,14 @@ fn run(flags: &Flags) -> Result<usize> {
     for side in &mut sides {
         silence(side)?;
     }
-    let mut total = Tally::default();
+    let (mut total, mut used) = (Tally::default(), BTreeSet::new());
     for subject in &flags.subjects {
-        total.add(compare(flags, subject, &mut sides)?);
+        total.add(compare(flags, subject, &mut sides, &mut used)?);
+    }
+    if flags.subjects.len() == subjects::all().len() {
+        for reason in accepted::reasons().filter(|reason| !used.contains(reason)) {
+            println!("stale, nothing is accepted for this reason with seed {}: {reason}", flags.seed);
+        }
     }
     println!("{}", line("total", &total));
     Ok(total.open)
@@ -104,10 +112,16 @@ fn silence(side: &mut Side) -> Result<()> {
     Ok(())
 }
 
-fn compare(flags: &Flags, subject: &Subject, sides: &mut [Side; 2]) -> Result<Tally> {
+/// `used` gathers the reasons for which something was accepted.
+fn compare(
+    flags: &Flags,
+    subject: &Subject,
+    sides: &mut [Side; 2],
+    used: &mut BTreeSet<&'static str>,
+) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut kept = Vec::new();
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut reasons: BTreeMap<&'static str, usize> = BTreeMap::new();
     let mut shown = 0;
     for request in cases::script(subject, flags.seed) {
         let [upstream, ours] = sides;
@@ -122,7 +136,12 @@ fn compare(flags: &Flags, subject: &Subject, sides: &mut [Side; 2]) -> Result<Ta
         }
         for difference in rest.iter().chain(&managed) {
             match difference.reason {
-                Some(reason) => *reasons.entry(reason).or_default() += 1,
+                Some(reason) => {
+                    *reasons.entry(reason).or_default() += 1;
+                    if flags.accepted {
+                        print_difference(&request, difference);
+                    }
+                }
                 None => {
                     shown += 1;
                     if flags.all || shown <= SHOWN {
@@ -141,9 +160,10 @@ fn compare(flags: &Flags, subject: &Subject, sides: &mut [Side; 2]) -> Result<Ta
         println!("  … and {} more (--all shows them)", shown - SHOWN);
     }
     println!("{}", line(subject.name, &tally));
-    for (reason, count) in reasons {
+    for (reason, count) in &reasons {
         println!("  {count} × accepted: {reason}");
     }
+    used.extend(reasons.into_keys());
     if flags.keep {
         golden::write(subject.name, &golden::worth_keeping(kept))?;
     }
@@ -166,6 +186,9 @@ fn print_difference(request: &Request, difference: &Difference) {
     println!("  {}: {}", request.id, difference.pointer);
     println!("    upstream {}", short(&difference.upstream));
     println!("    coracle  {}", short(&difference.ours));
+    if let Some(reason) = difference.reason {
+        println!("    accepted {reason}");
+    }
 }
 
 fn short(value: &Value) -> String {
@@ -205,10 +228,11 @@ impl Side {
                     .with_context(|| format!("{} {}", request.method, request.path))?
             }
         };
-        let warnings =
-            answer.headers.iter().filter(|(name, _)| name == "warning").map(|(_, text)| text.clone()).collect();
-        let body = serde_json::from_str(&answer.body).unwrap_or(Value::String(answer.body));
-        let answer = Answer { code: answer.status, warnings, body };
+        let all = |wanted: &str| -> Vec<String> {
+            answer.headers.iter().filter(|(name, _)| name == wanted).map(|(_, text)| text.clone()).collect()
+        };
+        let content_type = all("content-type").pop().unwrap_or_default();
+        let answer = Answer::new(answer.status, &content_type, all("warning"), answer.body);
         self.memory.note(request, &answer);
         Ok(answer)
     }

@@ -1,10 +1,151 @@
 //! The differences that are as they should be, each with its reason.
+//!
+//! Most are told by where they are; the rest by what the answers say.
 
 use serde_json::Value;
 
 use super::Request;
 use super::compare::Difference;
 use super::subjects::Subject;
+
+/// Differences that are told by where they are. Each of the three is a pattern in which `*` stands for anything, or several
+/// with `|` between them.
+struct Place {
+    /// The subject's name.
+    subject: &'static str,
+    /// The request's id.
+    request: &'static str,
+    /// A JSON pointer into the canonical answer.
+    pointer: &'static str,
+    reason: &'static str,
+}
+
+const fn place(subject: &'static str, request: &'static str, pointer: &'static str, reason: &'static str) -> Place {
+    Place { subject, request, pointer, reason }
+}
+
+const PLACES: &[Place] = &[
+    place(
+        "token_review|*_access_review",
+        "*",
+        "/managed*",
+        "nobody owns the fields of a review, which is answered and forgotten",
+    ),
+    place(
+        "service_account",
+        "token *",
+        "/managed*",
+        "nobody owns the fields of a TokenRequest, which is answered and forgotten",
+    ),
+    place(
+        "runtime_class",
+        "*/handler *",
+        "/body/message|/body/details/causes/*/message",
+        "upstream counts a new handler's bytes, and prints no value for one that changes",
+    ),
+    place("*", "*", "/body/columnDefinitions/*/description", "columns are described in coracle's own words"),
+    place(
+        "event|events_event",
+        "*",
+        "/body/columnDefinitions/9/format",
+        "the name of an event is its last column, not its first",
+    ),
+    place(
+        "subject_access_review",
+        "*",
+        "/body/status/reason",
+        "several bindings allow it, and which of them is named is chance",
+    ),
+    place("*", "*: an unknown operation", "*", "an unknown operation makes a JSON patch malformed"),
+    place(
+        "*",
+        "openapi",
+        "/body/schemas/*.FieldsV1|/body/schemas/*.ManagedFieldsEntry",
+        "FieldsV1 is described where it stands",
+    ),
+    place(
+        "*",
+        "openapi",
+        "/body/schemas/*AppArmorProfile|/body/schemas/*SeccompProfile|/body/schemas/*PodSchedulingGroup",
+        "the OpenAPI documents do not mark unions",
+    ),
+    place(
+        "node|pod|service",
+        "discovery|aggregated discovery",
+        "*resources*",
+        "sub-resources that are not served are not listed",
+    ),
+    place(
+        "pod",
+        "*",
+        "/body/status/conditions/*/lastTransitionTime",
+        "a condition that a pod is created with has no time: strategies know no clock",
+    ),
+    place(
+        "pod",
+        "delete *",
+        "/body/metadata/deletion*|/body/metadata/generation",
+        "a pod that goes at once is shown as it was",
+    ),
+    place(
+        "*",
+        "*",
+        "/body/metadata/generation",
+        "an empty object is as good as none, so that setting one changes nothing",
+    ),
+    place(
+        "*_access_review",
+        "*",
+        "/body/status/evaluationError",
+        "selectors of access reviews decide nothing, and are not parsed",
+    ),
+    place(
+        "events_event",
+        "create full: a name *",
+        "/body/details/causes|/body/message",
+        "a name that no path can hold is refused for that reason too",
+    ),
+    place("endpoint_slice", "*/addressType *", "*", "upstream prints no value for an address type that changes"),
+    place(
+        "local_subject_access_review",
+        "*/metadata with *",
+        "*",
+        "upstream takes metadata from a LocalSubjectAccessReview before it looks at it",
+    ),
+    place(
+        "pod",
+        "*llocat*|*esourceClaimStatus*",
+        "*",
+        "what devices and claims were allocated is not checked: there are none",
+    ),
+    place("service", "make full again", "*", "a service that exists is said to exist, not to hold an address"),
+    place("service", "*odePort*", "*", "dry runs of upstream do not look at node ports"),
+    place("*", "*stopSignal*", "*", "stop signals of containers are served, which upstream has switched off"),
+    place(
+        "node|pod|service",
+        "*with podPreemptionPolicy*|*initContainers/*/restartPolicy empty*|*/trafficDistribution empty*",
+        "*",
+        "an empty policy is as good as none",
+    ),
+    place(
+        "pod",
+        "*httpGet with protocol*|*with volumeHealth*",
+        "*",
+        "fields that upstream has switched off are not taken away",
+    ),
+    place("node", "*/allocatable empty*", "/managed*", "what is empty is filled in before anybody owns it"),
+    place("*", "*with seLinuxOptions*", "/warnings", "SELinux labels have no effect, which is warned of"),
+    place("service", "*/spec/ports doubled*", "*", "a port that stands twice is said once"),
+    place("*", "*with imagePullSecrets*", "/warnings", "a secret without a name is warned of on every write"),
+    place("node", "*podCIDRs*", "*", "a range that is none is no error of the server"),
+    place("service", "apply full: a new object", "*", "all that is taken already is said at once"),
+    place(
+        "endpoint_slice|cluster_role|role|limit_range",
+        "*",
+        "/managed//0/fieldsV1/f:endpoints|/managed//0/fieldsV1/f:ports|/managed//0/fieldsV1/f:rules|/managed//0/fieldsV1/f:spec",
+        "an empty list is as good as none: nobody owns it",
+    ),
+];
 
 /// What a rule looks at.
 struct Seen<'a> {
@@ -16,265 +157,154 @@ struct Seen<'a> {
     ours: &'a Value,
 }
 
+impl Seen<'_> {
+    fn codes(&self) -> (u64, u64) {
+        let code = |answer: &Value| answer["code"].as_u64().unwrap_or(0);
+        (code(self.upstream), code(self.ours))
+    }
+
+    fn is_patch(&self, form: &str) -> bool {
+        self.request.content_type.contains(form) && self.request.content_type.contains("patch")
+    }
+
+    /// Whether upstream's answer says it.
+    fn they_say(&self, text: &str) -> bool {
+        self.upstream.to_string().contains(text)
+    }
+}
+
+/// Differences that are told by what the answers say.
 struct Rule {
     holds: fn(&Seen<'_>) -> bool,
     reason: &'static str,
 }
 
 const RULES: &[Rule] = &[
-    Rule {
-        holds: |seen| {
-            let is_review = |group| seen.request.path.contains(group);
-            seen.difference.pointer.starts_with("/managed")
-                && ["/authentication.k8s.io/", "/authorization.k8s.io/"].into_iter().any(is_review)
-        },
-        reason: "nobody owns the fields of a review, which is answered and forgotten",
-    },
     Rule { holds: refuses_what_is_not_built, reason: "coracle refuses what it has not built" },
+    Rule { holds: names_the_nearest, reason: "coracle says what was probably meant" },
     Rule {
         holds: |seen| {
-            let pointer = &seen.difference.pointer;
-            pointer.starts_with("/body/columnDefinitions/") && pointer.ends_with("/description")
-        },
-        reason: "columns are described in coracle's own words",
-    },
-    Rule {
-        holds: |seen| {
-            let pointer = &seen.difference.pointer;
-            pointer.starts_with("/body/items/") && (pointer.ends_with("/apiVersion") || pointer.ends_with("/kind"))
-        },
-        reason: "items of a list carry their type: lists hand out the stored bytes",
-    },
-    Rule {
-        holds: |seen| {
-            let same_code = seen.upstream["code"] == seen.ours["code"];
-            seen.request.content_type.contains("patch") && same_code && seen.difference.pointer.ends_with("message")
+            let (theirs, ours) = seen.codes();
+            seen.is_patch("") && theirs == ours && theirs >= 400 && seen.difference.pointer.ends_with("message")
         },
         reason: "a patch that cannot be applied is explained in coracle's own words",
     },
     Rule {
-        holds: |seen| seen.subject.name == "events_event" && seen.upstream["code"] == 422,
-        reason: "events of events.k8s.io are held to the rules of the core's events",
+        holds: |seen| seen.is_patch("") && seen.codes() == (500, 422),
+        reason: "a patch that does not fit is the client's mistake, not the server's",
     },
     Rule {
-        holds: |seen| seen.subject.name == "subject_access_review" && seen.difference.pointer == "/body/status/reason",
-        reason: "several bindings allow it, and which of them is named is chance",
-    },
-    Rule {
-        holds: |seen| seen.upstream["code"] == 405 && seen.ours["code"] == 405,
+        holds: |seen| seen.codes() == (405, 405),
         reason: "what is not allowed is named: the verb and the resource",
     },
     Rule {
-        holds: |seen| seen.upstream.to_string().contains("strconv.") && seen.ours["code"] == 400,
+        holds: |seen| seen.they_say("strconv.") && seen.codes().1 == 400,
         reason: "a malformed number is the client's mistake and explained without the name of Go's parser",
     },
     Rule {
-        holds: |seen| {
-            seen.upstream.to_string().contains("StorageError: ") && seen.ours["code"] == seen.upstream["code"]
-        },
+        holds: |seen| seen.they_say("StorageError: ") && seen.codes().0 == seen.codes().1,
         reason: "there is no etcd to speak of",
     },
     Rule {
         holds: |seen| {
             let of_type = ["/apiVersion", "/kind"].iter().any(|field| seen.request.id.contains(&format!(": {field} ")));
-            of_type && seen.request.method == "PATCH"
+            of_type && seen.is_patch("")
         },
         reason: "a patch does not change what an object is",
     },
     Rule {
-        holds: |seen| seen.request.id.ends_with(": an unknown operation"),
-        reason: "an unknown operation makes a JSON patch malformed",
-    },
-    Rule {
-        holds: |seen| {
-            let pointer = &seen.difference.pointer;
-            pointer.starts_with("/body/schemas/")
-                && (pointer.ends_with(".FieldsV1") || pointer.ends_with(".ManagedFieldsEntry"))
-        },
-        reason: "FieldsV1 is described where it stands",
-    },
-    Rule {
-        holds: |seen| {
-            seen.subject.name == "pod"
-                && seen.request.id.starts_with("delete ")
-                && seen.difference.pointer.starts_with("/body/metadata/")
-        },
-        reason: "a pod that goes at once is shown as it was",
-    },
-    Rule {
-        holds: |seen| seen.request.id.contains("/metadata with resourceVersion") && seen.ours["code"] == 400,
+        holds: |seen| seen.request.id.contains("/metadata with resourceVersion") && seen.codes().1 == 400,
         reason: "a revision that is none is refused",
     },
     Rule {
-        holds: |seen| {
-            let code = &seen.upstream["code"];
-            seen.difference.pointer == "/warnings" && (code == 415 || code == 406)
-        },
+        holds: |seen| seen.difference.pointer == "/warnings" && matches!(seen.codes().0, 406 | 415),
         reason: "a kind that is deprecated is so for every request",
     },
     Rule {
-        holds: |seen| seen.difference.pointer == "/body/columnDefinitions/9/format" && seen.subject.kind == "Event",
-        reason: "the name of an event is its last column, not its first",
+        holds: |seen| {
+            let is_of_pod = seen.they_say("pod updates may not change fields other than");
+            is_of_pod && seen.request.id.contains(" with ") && matches!(seen.codes(), (422, 200 | 422))
+        },
+        reason: "an empty object in an update of a pod is no change",
     },
     Rule {
-        holds: |seen| seen.upstream["code"] == 415 && seen.ours["code"] == 415,
-        reason: "what is taken is named in an answer of 415",
+        holds: |seen| {
+            seen.subject.name == "binding" && seen.codes() == (201, 422) && seen.request.id.contains("/metadata/")
+        },
+        reason: "labels and annotations that a Binding brings are checked",
     },
     Rule {
-        holds: |seen| seen.difference.pointer == "/body/metadata/generation",
-        reason: "an empty object is as good as none, so that setting one changes nothing",
+        holds: |seen| {
+            let asks_name = |answer: &Value| answer["body"].to_string().contains("name or generateName is required");
+            seen.subject.name == "event" && asks_name(seen.ours) && !asks_name(seen.upstream)
+        },
+        reason: "what is wrong with an event's metadata is said together with the rest",
     },
     Rule {
-        holds: |seen| seen.difference.pointer == "/body/status/evaluationError",
-        reason: "selectors of access reviews decide nothing, and are not parsed",
+        holds: |seen| {
+            let asks_name = |answer: &Value| answer["body"].to_string().contains("name or generateName is required");
+            seen.subject.name == "limit_range" && asks_name(seen.ours) && !asks_name(seen.upstream)
+        },
+        reason: "a LimitRange needs a name: strategies know no randomness",
     },
+    Rule { holds: |seen| seen.codes() == (415, 415), reason: "what is taken is named in an answer of 415" },
     Rule {
-        holds: |seen| seen.upstream.to_string().contains("neither a standard finalizer name"),
-        reason: "finalizers of core kinds need no domain in their names",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "event" && seen.request.id == "create as table",
-        reason: "an event needs a name",
-    },
-    Rule {
-        holds: |seen| seen.difference.pointer.starts_with("/body/paths/") && seen.difference.ours.is_null(),
+        holds: |seen| {
+            let is_absent = seen.difference.pointer.starts_with("/body/paths/") && seen.difference.ours.is_null();
+            is_absent && seen.request.id == "openapi"
+        },
         reason: "the OpenAPI documents leave out watch paths, which are deprecated, and what is not served",
+    },
+    Rule {
+        holds: |seen| seen.subject.name == "binding" && seen.they_say("Name parameter"),
+        reason: "a pod that cannot have such a name is not found",
+    },
+    Rule {
+        holds: |seen| seen.codes() == (406, 406) && seen.difference.pointer == "/body/message",
+        reason: "what can be had is listed in an answer of 406: coracle writes no protobuf",
+    },
+    Rule {
+        holds: |seen| seen.request.id.contains(" huge") && (seen.is_patch("strategic") || seen.is_patch("apply")),
+        reason: "upstream cuts numbers of some patches to the width of their field",
+    },
+    Rule {
+        holds: |seen| seen.request.id == "list by a bad token" && seen.codes().0 == seen.codes().1,
+        reason: "a broken continue token is explained in the words of another parser",
+    },
+    Rule {
+        holds: |seen| seen.request.id == "list by an unknown field" && seen.codes().0 == seen.codes().1,
+        reason: "which fields can be selected by is not listed",
+    },
+    Rule {
+        holds: |seen| {
+            let is_invalid = seen.codes() == (422, 422) && seen.request.content_type.is_empty();
+            seen.subject.name == "replication_controller" && is_invalid
+        },
+        reason: "a ReplicationController without a template lacks the template's containers, and without labels its own",
+    },
+    Rule {
+        holds: |seen| {
+            let is_action = ["bind ", "evict "].iter().any(|act| seen.request.id.starts_with(act));
+            (seen.subject.name == "binding" || is_action) && seen.codes() == (500, 422)
+        },
+        reason: "what is wrong with a Binding or an Eviction is the client's mistake, not the server's",
     },
     Rule {
         holds: |seen| {
             let pointer = &seen.difference.pointer;
-            let unions = ["AppArmorProfile", "SeccompProfile", "PodSchedulingGroup"];
-            pointer.starts_with("/body/schemas/") && unions.iter().any(|name| pointer.ends_with(name))
-        },
-        reason: "the OpenAPI documents do not mark unions",
-    },
-    Rule {
-        holds: |seen| seen.request.id.contains("discovery") && seen.difference.pointer.contains("resources"),
-        reason: "sub-resources that are not served are not listed",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "pod" && seen.difference.pointer.starts_with("/body/status/conditions/"),
-        reason: "a condition that a pod is created with has no time: strategies know no clock",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "binding" && seen.upstream.to_string().contains("Name parameter"),
-        reason: "a pod that cannot have such a name is not found",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "binding" && seen.request.id.contains("/metadata with namespace"),
-        reason: "a Binding is of the namespace that it is sent to",
-    },
-    Rule {
-        holds: |seen| seen.upstream["code"] == 406,
-        reason: "who cannot be answered is told after what is wrong with the question",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "endpoint_slice" && seen.request.id.contains("/addressType "),
-        reason: "upstream prints no value for an address type that changes",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "local_subject_access_review" && seen.request.id.contains("/metadata with "),
-        reason: "upstream takes metadata from a LocalSubjectAccessReview before it looks at it",
-    },
-    Rule {
-        holds: |seen| seen.request.id.contains(" huge") && seen.request.content_type.contains("strategic"),
-        reason: "upstream cuts numbers of a strategic patch to the width of their field",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "pod" && seen.request.id.contains("llocat"),
-        reason: "what devices and claims were allocated is not checked: there are none",
-    },
-    Rule {
-        holds: |seen| seen.request.id == "list by a bad token" && seen.ours["code"] == seen.upstream["code"],
-        reason: "a broken continue token is explained in the words of another parser",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "service" && seen.request.id == "make full again",
-        reason: "a service that exists is said to exist, not to hold an address",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "service" && seen.request.id.contains("odePort"),
-        reason: "dry runs of upstream do not look at node ports",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "pod" && seen.request.id.contains("extendedResourceClaimStatus"),
-        reason: "what devices and claims were allocated is not checked: there are none",
-    },
-    Rule {
-        holds: |seen| seen.request.id.ends_with(": without a revision") && seen.upstream["code"] == 422,
-        reason: "an update that needs a revision is refused in the name of the kind",
-    },
-    Rule {
-        holds: |seen| seen.request.id.contains("/metadata/ownerReferences doubled"),
-        reason: "of owners that stand twice the warning does not repeat the uids",
-    },
-    Rule {
-        holds: |seen| seen.request.id.contains("stopSignal"),
-        reason: "stop signals of containers are served, which upstream has switched off",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "node" && seen.request.id.contains("with podPreemptionPolicy"),
-        reason: "an empty policy is as good as none",
-    },
-    Rule {
-        holds: |seen| seen.subject.kind == "Event" && seen.request.id.starts_with("delete "),
-        reason: "a deletion in the foreground or of an owner alone is one for events too",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "node" && seen.request.id.contains("externalID"),
-        reason: "nodes have no warnings",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "service" && seen.request.id.contains("/spec/ports doubled"),
-        reason: "a port that stands twice is said once",
-    },
-    Rule {
-        holds: |seen| {
-            seen.request.content_type.contains("strategic") && seen.upstream.to_string().contains("not identical")
-        },
-        reason: "a patch that cannot be applied is explained in coracle's own words",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "replication_controller" && seen.upstream["code"] == 422,
-        reason: "a ReplicationController without a template lacks the template's containers, and without labels its own",
-    },
-    Rule {
-        holds: |seen| seen.request.id == "list by an unknown field" && seen.ours["code"] == seen.upstream["code"],
-        reason: "which fields can be selected by is not listed",
-    },
-    Rule {
-        holds: |seen| seen.difference.pointer == "/warnings" && seen.request.id.contains("with imagePullSecrets"),
-        reason: "a secret without a name is warned of on every write",
-    },
-    Rule { holds: |seen| seen.request.id.ends_with("with overhead"), reason: "an overhead is named where it stands" },
-    Rule {
-        holds: |seen| seen.subject.name == "node" && seen.request.id.contains("podCIDRs"),
-        reason: "a range that is none is no error of the server",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "service" && seen.request.id == "apply full: a new object",
-        reason: "all that is taken already is said at once",
-    },
-    Rule { holds: names_the_nearest, reason: "coracle says what was probably meant" },
-    Rule {
-        holds: |seen| seen.subject.name == "binding" && seen.upstream["code"] == 500 && seen.ours["code"] == 422,
-        reason: "a Binding without a target is the client's mistake, not the server's",
-    },
-    Rule {
-        holds: |seen| {
-            let by_taints =
-                seen.difference.pointer.contains("taints") || seen.upstream.to_string().contains(".spec.taints");
-            seen.subject.name == "node" && by_taints
+            let by_taints = pointer.contains("taints") || seen.they_say(".spec.taints");
+            // Whoever applies the same taints takes that one away.
+            let is_change = seen.is_patch("apply") && pointer == "/managed//0/time";
+            seen.subject.name == "node" && (by_taints || is_change)
         },
         reason: "nodes are tainted by the node lifecycle controller, not at their creation",
     },
-    Rule {
-        holds: |seen| {
-            seen.subject.name == "self_subject_review" && seen.difference.pointer == "/body/metadata/creationTimestamp"
-        },
-        reason: "a SelfSubjectReview is answered, not created, and has no time of creation",
-    },
 ];
+
+/// Every reason, one for each rule.
+pub fn reasons() -> impl Iterator<Item = &'static str> {
+    PLACES.iter().map(|place| place.reason).chain(RULES.iter().map(|rule| rule.reason))
+}
 
 /// The reason for a difference, when one is known.
 pub fn reason(
@@ -284,8 +314,27 @@ pub fn reason(
     upstream: &Value,
     ours: &Value,
 ) -> Option<&'static str> {
+    let is_here = |place: &&Place| {
+        matches(place.subject, subject.name)
+            && matches(place.request, &request.id)
+            && matches(place.pointer, &difference.pointer)
+    };
     let seen = Seen { subject, request, difference, upstream, ours };
-    RULES.iter().find(|rule| (rule.holds)(&seen)).map(|rule| rule.reason)
+    let by_place = || PLACES.iter().find(is_here).map(|place| place.reason);
+    RULES.iter().find(|rule| (rule.holds)(&seen)).map(|rule| rule.reason).or_else(by_place)
+}
+
+/// Whether one of several patterns is that of the text.
+fn matches(patterns: &str, text: &str) -> bool {
+    fn is_one(pattern: &str, text: &str) -> bool {
+        match pattern.split_once('*') {
+            None => pattern == text,
+            Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
+                rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| is_one(after, &rest[at..]))
+            }),
+        }
+    }
+    patterns.split('|').any(|pattern| is_one(pattern, text))
 }
 
 /// coracle says of a field that it is not supported yet, and upstream says everything else that coracle says.
@@ -340,6 +389,25 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, text) in [("*", ""), ("a*c|d", "abbc"), ("a*c|d", "d"), ("*: x*", "b: x"), ("a*b*c", "a-b-b-c")] {
+            assert!(matches(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [("a", "ab"), ("a*c", "ab"), ("a|b", "a|b"), ("*x", "xy")] {
+            assert!(!matches(pattern, text), "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn each_rule_has_a_reason_of_its_own() {
+        let mut all: Vec<&str> = reasons().collect();
+        all.sort_unstable();
+        let count = all.len();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
 
     #[test]
     fn guesses_are_taken_off() {

@@ -19,6 +19,8 @@ const AGES: [&str; 4] = ["Age", "Last Seen", "First Seen", "Created At"];
 #[derive(Clone, Debug, PartialEq)]
 pub struct Canonical {
     pub code: u16,
+    /// Empty for JSON.
+    pub content_type: String,
     pub warnings: Vec<String>,
     /// Without managed fields.
     pub body: Value,
@@ -50,15 +52,20 @@ pub fn canonical(request: &Request, answer: &Answer) -> Canonical {
     if body["kind"] == "SelfSubjectRulesReview" {
         sort(&mut body["status"]);
     }
+    clean_tokens(&mut body);
     let mut warnings: Vec<String> = answer.warnings.iter().map(|warning| text(warning)).collect();
     warnings.sort();
-    Canonical { code: answer.code, warnings, body, managed: Value::Object(managed) }
+    let content_type = answer.content_type.clone();
+    Canonical { code: answer.code, content_type, warnings, body, managed: Value::Object(managed) }
 }
 
 impl Canonical {
     /// As one value, the form in which answers are kept and compared.
     pub fn value(&self) -> Value {
         let mut value = json!({"code": self.code, "body": self.body});
+        if !self.content_type.is_empty() {
+            value["type"] = json!(self.content_type);
+        }
         if !self.warnings.is_empty() {
             value["warnings"] = json!(self.warnings);
         }
@@ -269,6 +276,28 @@ fn clean_table(table: &mut Value) {
     }
 }
 
+/// What tokens, and the keys by which they are checked, are made of.
+fn clean_tokens(body: &mut Value) {
+    let mark = |value: &mut Value, names: &[&str]| {
+        for name in names {
+            if let Some(text @ Value::String(_)) = value.get_mut(*name) {
+                *text = json!(MARK);
+            }
+        }
+    };
+    if body["kind"] == "TokenRequest" {
+        mark(&mut body["status"], &["token", "expirationTimestamp"]);
+    }
+    for key in body.get_mut("keys").and_then(Value::as_array_mut).into_iter().flatten() {
+        mark(key, &["kid", "x", "y"]);
+    }
+    if let Some(Value::String(uri)) = body.get_mut("jwks_uri")
+        && let Some((_, path)) = uri.trim_start_matches("https://").split_once('/')
+    {
+        *uri = format!("https://{MARK}/{path}");
+    }
+}
+
 fn replace_texts(value: &mut Value, change: &dyn Fn(&str) -> String) {
     match value {
         Value::String(text) => *text = change(text),
@@ -422,7 +451,7 @@ mod tests {
             body: None,
             pick: None,
         };
-        let answer = Answer { code: 200, warnings: Vec::new(), body };
+        let answer = Answer { code: 200, content_type: String::new(), warnings: Vec::new(), body };
         assert_eq!(canonical(&request, &answer).value(), json!({"code": 200, "body": expected}));
     }
 

@@ -15,19 +15,19 @@ const SEVERAL: usize = 25;
 const UPDATES: usize = 40;
 const PATCHES: usize = 10;
 
-const MERGE: &str = "application/merge-patch+json";
-const STRATEGIC: &str = "application/strategic-merge-patch+json";
+pub(super) const MERGE: &str = "application/merge-patch+json";
+pub(super) const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const JSON_PATCH: &str = "application/json-patch+json";
 const APPLY: &str = "application/apply-patch+yaml";
-const TABLE: &str = "application/json;as=Table;g=meta.k8s.io;v=v1";
+pub(super) const TABLE: &str = "application/json;as=Table;g=meta.k8s.io;v=v1";
 const PARTIAL: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const PARTIAL_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// A script under construction.
-struct Script<'a> {
-    subject: &'a Subject,
-    of: Option<Type<'a>>,
+pub(super) struct Script<'a> {
+    pub(super) subject: &'a Subject,
+    pub(super) of: Option<Type<'a>>,
     dice: Dice,
     requests: Vec<Request>,
 }
@@ -62,7 +62,7 @@ fn is_beyond(base: &Value) -> bool {
 }
 
 impl Script<'_> {
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         id: impl Into<String>,
         method: &str,
@@ -81,7 +81,7 @@ impl Script<'_> {
         self.requests.last_mut().expect("it was pushed")
     }
 
-    fn patch(&mut self, id: impl Into<String>, path: impl Into<String>, content_type: &str, patch: Value) {
+    pub(super) fn patch(&mut self, id: impl Into<String>, path: impl Into<String>, content_type: &str, patch: Value) {
         content_type.clone_into(&mut self.ask(id, "PATCH", path, Some(patch)).content_type);
     }
 
@@ -162,6 +162,7 @@ impl Script<'_> {
         if self.subject.scale {
             self.scales(&name, &one);
         }
+        self.sub_resources(base, &name, &one);
         let annotation = json!({"metadata": {"annotations": {"oracle": "was here"}}});
         self.patch(format!("annotate {name}"), one.clone(), MERGE, annotation);
         self.ask(format!("get {name} at last"), "GET", one.clone(), None);
@@ -274,6 +275,9 @@ impl Script<'_> {
     fn scales(&mut self, name: &str, one: &str) {
         let path = format!("{one}/scale");
         let dry = format!("{path}?dryRun=All");
+        for (form, accept) in [("table", TABLE), ("metadata", PARTIAL)] {
+            accept.clone_into(&mut self.ask(format!("scale {name} as {form}"), "GET", path.clone(), None).accept);
+        }
         self.ask(format!("scale {name}"), "GET", path, None);
         let namespace = self.subject.namespace();
         let scale = |replicas: Value| {
@@ -397,9 +401,14 @@ impl Script<'_> {
         self.ask("openapi", "GET", document, None).pick =
             Some(Pick::Schemas { gvk, plural: subject.plural.to_owned() });
         let collection = self.subject.collection();
-        TABLE.clone_into(
-            &mut self.ask("create as table", "POST", format!("{collection}?dryRun=All"), Some(json!({}))).accept,
-        );
+        for (form, accept) in [("table", TABLE), ("metadata", PARTIAL), ("a list of metadata", PARTIAL_LIST)] {
+            let path = format!("{collection}?dryRun=All");
+            accept.clone_into(&mut self.ask(format!("create as {form}"), "POST", path, Some(json!({}))).accept);
+        }
+        if self.subject.name == "service_account" {
+            self.ask("issuer", "GET", "/.well-known/openid-configuration", None);
+            "*/*".clone_into(&mut self.ask("issuer's keys", "GET", "/openid/v1/jwks", None).accept);
+        }
         self.ask("trace", "TRACE", collection.clone(), None);
         self.ask("put to the collection", "PUT", collection.clone(), Some(json!({})));
         self.ask("a sub-resource that is none", "GET", format!("{collection}/a/nonsense"), None);
@@ -409,7 +418,7 @@ impl Script<'_> {
     }
 
     /// `count` of the mutants, by the seed.
-    fn sample(&mut self, mut mutants: Vec<Mutant>, count: usize) -> Vec<Mutant> {
+    pub(super) fn sample(&mut self, mut mutants: Vec<Mutant>, count: usize) -> Vec<Mutant> {
         let mut taken = Vec::new();
         while taken.len() < count && !mutants.is_empty() {
             taken.push(mutants.swap_remove(self.dice.below(mutants.len())));

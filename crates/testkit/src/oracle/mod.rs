@@ -9,6 +9,7 @@ pub mod cases;
 pub mod compare;
 pub mod golden;
 pub mod mutate;
+mod sub_resources;
 pub mod subjects;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,15 @@ pub struct Request {
     pub pick: Option<Pick>,
 }
 
+impl Answer {
+    /// An answer as it came over the wire.
+    pub fn new(code: u16, content_type: &str, warnings: Vec<String>, text: String) -> Self {
+        let content_type = if content_type == "application/json" { "" } else { content_type }.to_owned();
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Self { code, content_type, warnings, body }
+    }
+}
+
 impl Request {
     /// Whether nothing comes of it. The options of a deletion are in its body, where it has one.
     pub fn is_dry(&self) -> bool {
@@ -58,6 +68,8 @@ pub enum Pick {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     pub code: u16,
+    /// Empty for JSON.
+    pub content_type: String,
     pub warnings: Vec<String>,
     /// A string when it is not JSON.
     pub body: Value,
@@ -99,7 +111,7 @@ impl Memory {
 /// The path without query and sub-resource.
 fn object_path(path: &str) -> &str {
     let path = path.split('?').next().unwrap_or(path);
-    ["/status", "/scale", "/finalize", "/eviction", "/ephemeralcontainers"]
+    ["/status", "/scale", "/finalize", "/binding", "/eviction", "/ephemeralcontainers", "/resize", "/token"]
         .iter()
         .find_map(|sub| path.strip_suffix(sub))
         .unwrap_or(path)

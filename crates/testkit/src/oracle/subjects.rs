@@ -48,9 +48,11 @@ pub fn all() -> Vec<Subject> {
         subject!("endpoints" "Endpoints" "" "v1" "endpoints" namespaced),
         subject!("event" "Event" "" "v1" "events" namespaced),
         subject!("events_event" "Event" "events.k8s.io" "v1" "events" namespaced),
+        subject!("limit_range" "LimitRange" "" "v1" "limitranges" namespaced),
         subject!("namespace" "Namespace" "" "v1" "namespaces"),
         subject!("node" "Node" "" "v1" "nodes"),
         subject!("pod" "Pod" "" "v1" "pods" namespaced),
+        subject!("pod_template" "PodTemplate" "" "v1" "podtemplates" namespaced),
         subject!("secret" "Secret" "" "v1" "secrets" namespaced),
         subject!("replication_controller" "ReplicationController" "" "v1" "replicationcontrollers" namespaced scale),
         subject!("service_account" "ServiceAccount" "" "v1" "serviceaccounts" namespaced),
@@ -65,6 +67,7 @@ pub fn all() -> Vec<Subject> {
         subject!("self_subject_rules_review" "SelfSubjectRulesReview" "authorization.k8s.io" "v1" "selfsubjectrulesreviews" answered),
         subject!("ingress" "Ingress" "networking.k8s.io" "v1" "ingresses" namespaced),
         subject!("ingress_class" "IngressClass" "networking.k8s.io" "v1" "ingressclasses"),
+        subject!("runtime_class" "RuntimeClass" "node.k8s.io" "v1" "runtimeclasses"),
         subject!("priority_class" "PriorityClass" "scheduling.k8s.io" "v1" "priorityclasses"),
         subject!("lease" "Lease" "coordination.k8s.io" "v1" "leases" namespaced),
         subject!("endpoint_slice" "EndpointSlice" "discovery.k8s.io" "v1" "endpointslices" namespaced),
@@ -86,7 +89,8 @@ pub fn named(name: &str) -> Result<Vec<Subject>> {
     };
     let found: Vec<Subject> = known.iter().filter(is).copied().collect();
     if found.is_empty() {
-        let kinds: Vec<&str> = known.iter().map(|subject| subject.kind).collect();
+        let mut kinds: Vec<&str> = known.iter().map(|subject| subject.kind).collect();
+        kinds.dedup();
         bail!("there is no kind {name:?}; known are {}", kinds.join(", "));
     }
     Ok(found)
