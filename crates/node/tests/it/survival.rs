@@ -29,7 +29,9 @@ async fn end(runtime: &runtime::Runtime, (uid, id): &(String, String)) {
         tty: false,
     };
     let exec = runtime.exec(uid, id, plan).await.unwrap();
-    assert_eq!(exec.exit.await.unwrap(), 0);
+    // 137 when the container's end takes it along.
+    let code = exec.exit.await.unwrap();
+    assert!([0, 137].contains(&code), "{code}");
 }
 
 fn last_words(status: &PodStatus) -> Option<String> {
