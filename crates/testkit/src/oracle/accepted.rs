@@ -129,7 +129,7 @@ const PLACES: &[Place] = &[
     ),
     place(
         "pod",
-        "*httpGet with protocol*|*with volumeHealth*",
+        "*httpGet with protocol*|*with volumeHealth*|*with evictionResponders*",
         "*",
         "fields that upstream has switched off are not taken away",
     ),
