@@ -49,7 +49,7 @@ pub struct Bed {
     dialer: Dialer,
     images: ImageStore,
     runtime_config: runtime::Config,
-    running: Option<(CancellationToken, JoinHandle<()>)>,
+    running: Option<Running>,
     finished: bool,
 }
 
@@ -185,6 +185,13 @@ pub fn busybox() -> BuiltImage {
     BuiltImage::new(config, &[layer.finish()], Compression::Gzip)
 }
 
+/// A node in this process.
+struct Running {
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+    threads: tokio::runtime::Runtime,
+}
+
 impl Bed {
     pub async fn new() -> Self {
         Self::with(Registries::default()).await
@@ -285,8 +292,10 @@ impl Bed {
         let endpoint = Endpoint::new(self.registry.clone(), runtime, self.roots(), allow_all, stop);
         *self.dialer.0.lock().unwrap() = Some(endpoint);
         let stop = cancel.clone();
-        let task = tokio::spawn(async move { node::run::run(config, stop).await.unwrap() });
-        self.running = Some((cancel, task));
+        // With threads of its own, so that its end can wait for what it left to them: a process that is killed takes them along.
+        let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let task = threads.spawn(async move { node::run::run(config, stop).await.unwrap() });
+        self.running = Some(Running { cancel, task, threads });
     }
 
     /// As after a `kill -9` of main: the pods run on, and a new node adopts them.
@@ -299,10 +308,18 @@ impl Bed {
     }
 
     pub async fn stop_node(&mut self) {
-        if let Some((cancel, task)) = self.running.take() {
+        if let Some(Running { cancel, task, threads }) = self.running.take() {
             cancel.cancel();
             task.await.unwrap();
+            tokio::task::spawn_blocking(move || drop(threads)).await.unwrap();
         }
+    }
+
+    /// The pods as somebody sees them who is not the node.
+    pub async fn adopted(&self) -> Runtime {
+        let (runtime, _events) = Runtime::new(self.runtime_config.clone()).unwrap();
+        runtime.adopt().await.unwrap();
+        runtime
     }
 
     /// How many processes the pod's containers have.
@@ -523,8 +540,9 @@ impl Drop for Bed {
         if self.finished {
             return;
         }
-        if let Some((cancel, _)) = &self.running {
+        if let Some(Running { cancel, threads, .. }) = self.running.take() {
             cancel.cancel();
+            threads.shutdown_background();
         }
         let config = self.runtime_config.clone();
         let cleaner = std::thread::spawn(move || {

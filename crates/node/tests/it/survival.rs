@@ -71,9 +71,8 @@ async fn exits_while_nobody_watched_are_told() {
     let mut bed = Bed::new().await;
     bed.script("brief", WAITS).await;
     let run = run_of(&bed, "brief").await;
-    let runtime = bed.runtime.clone();
     bed.stop_node().await;
-    end(&runtime, &run).await;
+    end(&bed.adopted().await, &run).await;
     bed.restart_node().await;
     let status = bed.until_phase("brief", "Failed").await;
     assert_eq!((states(&status)["main"].as_str(), last_words(&status).as_deref()), ("Error 9", Some("bye\n")));
