@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use api::chain::chain;
 use client::{BoxFuture, Clock};
 use k8s_openapi::api::core::v1::Pod;
 
@@ -45,10 +46,10 @@ pub struct KernelNetwork {
 impl PodNetwork for KernelNetwork {
     fn attach<'a>(&'a self, uid: &'a str, netns: OwnedFd, pod: &'a Pod) -> BoxFuture<'a, Result<PodAddresses, String>> {
         Box::pin(async move {
-            let ips = self.pods.attach(uid, netns, (self.clock)()).await.map_err(|error| with_cause(&error))?;
+            let ips = self.pods.attach(uid, netns, (self.clock)()).await.map_err(|error| chain(&error))?;
             let ports = net::host_ports::of_pod(pod, &ips);
             if !ports.is_empty() {
-                net::pod::route_loopback(uid).map_err(|error| with_cause(&error))?;
+                net::pod::route_loopback(uid).map_err(|error| chain(&error))?;
             }
             self.host_ports.set(uid, ports);
             Ok(PodAddresses { ips })
@@ -67,17 +68,6 @@ impl PodNetwork for KernelNetwork {
 
     fn detach<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
         self.host_ports.set(uid, BTreeMap::new());
-        Box::pin(async move { self.pods.detach(uid, (self.clock)()).await.map_err(|error| with_cause(&error)) })
+        Box::pin(async move { self.pods.detach(uid, (self.clock)()).await.map_err(|error| chain(&error)) })
     }
-}
-
-/// An error with what caused it, in one line.
-pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
-    text
 }

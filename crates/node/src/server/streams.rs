@@ -7,6 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use api::chain::chain;
 use api::status::Status;
 use bytes::Bytes;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
@@ -169,12 +170,12 @@ pub(super) fn serve(
             Action::Exec => {
                 let plan = ExecPlan { args: command, stdin: wanted.stdin, tty: wanted.tty };
                 let begun = runtime.exec(&uid, &id, plan).await.map(|io| (io.streams, Some(io.exit)));
-                begun.map_err(|error| format!("error executing command in container: {}", with_cause(&error)))
+                begun.map_err(|error| format!("error executing command in container: {}", chain(&error)))
             }
             _ => {
                 let plan = AttachPlan { stdin: wanted.stdin, stdout: wanted.stdout, stderr: wanted.stderr };
                 let begun = runtime.attach(&uid, &id, plan).await.map(|io| (io.streams, None));
-                begun.map_err(|error| format!("error attaching to container: {}", with_cause(&error)))
+                begun.map_err(|error| format!("error attaching to container: {}", chain(&error)))
             }
         };
         let session = Session { channels, status: spoken.status(), wanted };
@@ -184,10 +185,6 @@ pub(super) fn serve(
         }
     });
     response
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 fn has_terminal(known: &Known, container: &str) -> bool {

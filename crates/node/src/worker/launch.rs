@@ -18,7 +18,6 @@ use tracing::info;
 use super::storage::Volumes;
 use super::{Message, Worker};
 use crate::events::PodEvents;
-use crate::network::with_cause;
 use crate::plan::env::Facts;
 use crate::plan::files::Dns;
 use crate::plan::{self, Bind, Device, PlanError, Propagation};
@@ -26,6 +25,7 @@ use crate::pod_machine::{Event, Exit, Started, User};
 use crate::shared::Shared;
 use crate::sources::PodSources;
 use crate::{accounts, volumes};
+use api::chain::chain;
 
 pub(super) const SIGTERM: i32 = 15;
 /// What is kept of a termination message. Source: container/runtime, `MaxContainerTerminationMessageLength`.
@@ -129,13 +129,13 @@ impl Launch {
             this.remove_writable(previous).await;
         }
         let create_failed =
-            |error: runtime::Error| Failed { reason: "CreateContainerError", message: with_cause(&error), exit: None };
+            |error: runtime::Error| Failed { reason: "CreateContainerError", message: chain(&error), exit: None };
         runtime.create_container(&this.uid, plan).await.map_err(create_failed)?;
         this.events.normal("Created", "Container created", Some(&name));
         let started = match runtime.start_container(&this.uid, &id).await {
             Ok(started) => started,
             Err(error) => {
-                let message = with_cause(&error);
+                let message = chain(&error);
                 let now = this.shared.now();
                 let exit = Exit {
                     id,

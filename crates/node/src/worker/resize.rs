@@ -9,10 +9,10 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use runtime::plan::Resources;
 
 use super::{Message, Worker};
-use crate::network::with_cause;
 use crate::pod_machine::{Change, Event, Resized};
 use crate::resources::{self, Amounts, Side};
 use crate::shared::Shared;
+use api::chain::chain;
 
 /// Whether the pod fits with what it asks for now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ async fn write(shared: &Shared, uid: &str, pod: &Pod, changes: &[Change]) -> Res
     for (change, limits) in &in_place {
         fits_usage(shared, uid, change, limits)?;
     }
-    let failed = |error: runtime::Error| with_cause(&error);
+    let failed = |error: runtime::Error| chain(&error);
     let wide = between(&resources::pod_cgroup(&before(spec, changes)), &after);
     shared.runtime.update_pod(uid, &wide).await.map_err(failed)?;
     for (change, limits) in &in_place {

@@ -7,10 +7,10 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use tracing::warn;
 
 use super::{Message, Worker};
-use crate::network::with_cause;
 use crate::plan;
 use crate::pod_machine::Event;
 use crate::shared::Shared;
+use api::chain::chain;
 
 /// The handlers of RuntimeClasses that this node runs; without a class it is the empty one.
 pub(crate) const HANDLERS: [&str; 2] = ["coracle", "runc"];
@@ -46,7 +46,7 @@ async fn create(shared: &Shared, pod: &Pod, uid: &str) -> Result<Vec<String>, St
     let plan = plan::pod(pod, &shared.cluster_dns.domain, &shared.roots.pod_logs)?;
     // What an attempt that was cut short has left is in the way.
     remove(shared, uid).await?;
-    let made = shared.runtime.create_pod(plan).await.map_err(|error| with_cause(&error))?;
+    let made = shared.runtime.create_pod(plan).await.map_err(|error| chain(&error))?;
     let Some(netns) = made.netns else { return Ok(shared.host_ips()) };
     match shared.network.attach(uid, netns, pod).await {
         Ok(addresses) => Ok(addresses.ips.iter().map(ToString::to_string).collect()),
@@ -82,7 +82,7 @@ async fn remove(shared: &Shared, uid: &str) -> Result<(), String> {
     shared.network.detach(uid).await?;
     match shared.runtime.remove_pod(uid).await {
         Ok(()) | Err(runtime::Error::UnknownPod(_)) => Ok(()),
-        Err(error) => Err(with_cause(&error)),
+        Err(error) => Err(chain(&error)),
     }
 }
 

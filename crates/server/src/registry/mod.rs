@@ -223,15 +223,7 @@ pub fn store_failure(error: &store::Error) -> Status {
         store::Error::Closed => {
             Status::unavailable("the store is closed after an earlier failure; see the server's log")
         }
-        other => {
-            let mut message = other.to_string();
-            let mut cause = std::error::Error::source(other);
-            while let Some(next) = cause {
-                message = format!("{message}: {next}");
-                cause = next.source();
-            }
-            Status::internal(message)
-        }
+        other => Status::internal(api::chain::chain(other)),
     }
 }
 
