@@ -48,7 +48,8 @@ pub fn run(options: &Options) -> Result<bool> {
     let _alone = alone()?;
     tools.build()?;
     let began = Instant::now();
-    let date = now();
+    // Of what is built: another may be checked out when the run ends.
+    let (date, commit) = (now(), commit());
     let log = target().join("server.log");
     let binary = std::env::current_exe()?.with_file_name("coracle");
     let mut cluster = Cluster::start(&binary, &tools, &log)?;
@@ -67,7 +68,7 @@ pub fn run(options: &Options) -> Result<bool> {
     keeper.end();
     drop(cluster);
     let circumstances = Circumstances {
-        commit: commit(),
+        commit,
         date,
         took: began.elapsed(),
         jobs: options.jobs,
