@@ -175,24 +175,32 @@ impl Sender {
             if self.over {
                 return None;
             }
-            // What is there goes as fast as the client takes it.
-            if !self.watch.is_ready()
-                && let Some(at) = self.pace.wait(Instant::now())
-            {
-                sleep_until(at).await;
-            }
-            // Events first, which are what wakes this almost always. They let the others have their turn: waiting for them uses up the
-            // task's budget.
-            let woken = tokio::select! {
-                biased;
-                event = self.watch.next() => Woken::Event(event),
-                () = self.alarm.as_mut() => Woken::Alarm,
-                () = self.shutdown.as_mut() => Woken::Shutdown,
-            };
+            let woken = self.woken().await;
             if let Some(bytes) = self.apply(woken) {
                 self.pace.sent(Instant::now());
                 return Some(bytes);
             }
+        }
+    }
+
+    /// Waits for something to do, and in a storm for the time of the next piece: then what is no event has its turn.
+    async fn woken(&mut self) -> Woken {
+        // What is there goes as fast as the client takes it.
+        if !self.watch.is_ready()
+            && let Some(at) = self.pace.wait(Instant::now())
+        {
+            tokio::select! {
+                () = self.alarm.as_mut() => return Woken::Alarm,
+                () = self.shutdown.as_mut() => return Woken::Shutdown,
+                () = sleep_until(at) => {}
+            }
+        }
+        // Events first, which are what wakes this almost always.
+        tokio::select! {
+            biased;
+            event = self.watch.next() => Woken::Event(event),
+            () = self.alarm.as_mut() => Woken::Alarm,
+            () = self.shutdown.as_mut() => Woken::Shutdown,
         }
     }
 
@@ -346,18 +354,49 @@ mod tests {
     use crate::registry::select::Selection;
     use crate::server::{Server, ServerConfig};
 
-    /// Time passes only while everybody waits.
-    #[tokio::test(start_paused = true)]
-    async fn what_is_there_already_is_not_held_back() {
-        let user = User::loopback("tester");
-        let server = Server::new(ServerConfig::new(
+    fn server(user: &User) -> Arc<Server> {
+        Server::new(ServerConfig::new(
             store::memory::Memory::new(),
             kinds::registry(),
             Arc::new(Everybody(user.clone())),
             Arc::new(AllowAll),
             Arc::new(Timestamp::now),
             Arc::new(|out| out.fill(0)),
-        ));
+        ))
+    }
+
+    /// Time passes only while everybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_ends_in_time_in_the_middle_of_a_storm() {
+        let user = User::loopback("tester");
+        let server = server(&user);
+        let registry = &server.registry;
+        let maps = registry.catalog.find("", "v1", "configmaps").unwrap();
+        let warnings = Warnings::default();
+        let by = Writer { user: &user, manager: "", create_refused: None, dry_run: false, warnings: &warnings };
+        let when = When::parse(&Query::parse("watch=true"), true).unwrap();
+        let watch = registry.watch(Selection::all(maps, ""), &when).await.unwrap();
+        let timeout = Duration::from_secs(1);
+        let sending = Sending { form: Form::Whole, include: Include::default(), bookmarks: false, timeout };
+        let events = stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new());
+        let began = Instant::now();
+        let storm = async {
+            for n in 0..2000 {
+                registry.create(maps, "default", json!({"metadata": {"name": format!("m{n}")}}), by).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            _ = events.collect::<Vec<_>>() => {}
+            () = storm => panic!("the storm is over, and the watch is not"),
+        }
+        assert!((timeout..2 * timeout).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_there_already_is_not_held_back() {
+        let user = User::loopback("tester");
+        let server = server(&user);
         let registry = &server.registry;
         let maps = registry.catalog.find("", "v1", "configmaps").unwrap();
         let warnings = Warnings::default();
