@@ -14,14 +14,13 @@ mod streams;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::plan::PodPlan;
-use crate::seqpacket;
 
 /// The plan of a pod, in its directory.
 pub(crate) const POD: &str = "pod.json";
@@ -43,27 +42,23 @@ pub fn main(args: &[OsString]) -> ! {
         eprintln!("usage: coracle shim DIRECTORY (started by coracle server; not for use by hand)");
         std::process::exit(2);
     };
-    let code = match serve(Path::new(directory)) {
-        Ok(()) => 0,
-        Err(reason) => {
-            eprintln!("shim: {reason}");
-            1
-        }
-    };
-    std::process::exit(code)
+    match take_passed().and_then(|[first, lock]| serve(Path::new(directory), first, lock.into())) {
+        Ok(()) => std::process::exit(0),
+        Err(reason) => fail(&reason),
+    }
 }
 
-fn serve(directory: &Path) -> Result<(), String> {
-    let [first, lock] = take_passed()?;
-    let outcome = start(directory, lock.into());
-    match outcome {
+/// Main looks for the reason in what the shim printed, once the connection has ended.
+fn fail(reason: &str) -> ! {
+    eprintln!("shim: {reason}");
+    std::process::exit(1)
+}
+
+fn serve(directory: &Path, first: OwnedFd, lock: File) -> Result<(), String> {
+    match start(directory, lock) {
         Ok((shim, listener)) => shim.run(listener, first).map_err(|error| format!("poll: {error}")),
-        Err(reason) => {
-            let message = protocol::Message::Reply { seq: 0, result: Err(protocol::Failure::Other(reason.clone())) };
-            let text = serde_json::to_vec(&message).map_err(|error| error.to_string())?;
-            seqpacket::send(first.as_fd(), &text, &[]).map_err(|error| format!("{reason} (not reported: {error})"))?;
-            Err(reason)
-        }
+        // While the connection is still open, so that the reason is there when main looks for it.
+        Err(reason) => fail(&reason),
     }
 }
 
