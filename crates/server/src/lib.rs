@@ -27,3 +27,4 @@ mod proxy;
 pub mod registry;
 pub mod reviews;
 pub mod server;
+mod tunnel;

@@ -1,8 +1,7 @@
 //! Requests that a pod's node answers: log, exec, attach, portforward.
 //!
-//! The request goes on to the node's kubelet endpoint; an upgrade is tunnelled byte for byte, whatever protocol it is to.
-//! Source: kubernetes `pkg/registry/core/pod/{strategy.go,rest/log.go,rest/subresources.go}`, apimachinery
-//! `pkg/util/proxy/upgradeaware.go`.
+//! The request goes on to the node's kubelet endpoint.
+//! Source: kubernetes `pkg/registry/core/pod/{strategy.go,rest/log.go,rest/subresources.go}`.
 
 use std::time::Duration;
 
@@ -13,18 +12,16 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE}
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use kinds::kind::{Subresource, Verb};
 use serde_json::Value;
-use tracing::debug;
 
 use crate::admit::Operation;
 use crate::hooks::NodeAddress;
 use crate::http::reply::{self, Body};
 use crate::http::route::{Endpoint, Exchange};
 use crate::path::Query;
+use crate::tunnel::asks_upgrade;
 
 /// The kubelet's port where a node does not tell its own.
 const KUBELET_PORT: u16 = 10250;
@@ -92,31 +89,13 @@ impl Exchange<'_> {
         let broken = |error: hyper::Error| unreachable(node, &error);
         let dial = self.server.node_dialer.dial(node);
         let stream = tokio::time::timeout(NODE_TIMEOUT, dial).await.map_err(late)??;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let (name, shutdown) = (node.node.clone(), self.server.shutdown.clone());
-        self.server.tunnels.spawn(async move {
-            let ended = tokio::select! {
-                ended = connection.with_upgrades() => ended,
-                () = shutdown.cancelled() => Ok(()),
-            };
-            if let Err(error) = ended {
-                debug!(node = name, %error, "a connection to a node ended");
-            }
-        });
-
+        let mut sender = self.speak(stream, node.node.clone()).await.map_err(broken)?;
         let upgrading = asks_upgrade(&self.parts.headers);
         let bytes = if upgrading { Bytes::new() } else { crate::http::body::read(body).await? };
         let request = request(&self.parts.method, node, target, &self.parts.headers, upgrading, bytes)?;
         let answer = sender.send_request(request);
         let mut answer = tokio::time::timeout(NODE_TIMEOUT, answer).await.map_err(late)?.map_err(broken)?;
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            if !upgrading {
-                return Err(Status::internal("the node switched protocols without being asked to"));
-            }
-            let mut response = Response::new(reply::full(Bytes::new()));
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            *response.headers_mut() = answer.headers().clone();
-            self.tunnel(upgrade, hyper::upgrade::on(&mut answer));
+        if let Some(response) = self.switched(&mut answer, upgrade)? {
             return Ok(response);
         }
         if answer.status().is_success() {
@@ -133,34 +112,6 @@ impl Exchange<'_> {
         let text = text.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
         Err(refusal(code, &text))
     }
-
-    /// Copies both ways until both sides have closed, so that a side that has said all can still listen.
-    fn tunnel(&self, client: OnUpgrade, node: OnUpgrade) {
-        let shutdown = self.server.shutdown.clone();
-        let copy = async move {
-            let (client, node) = tokio::try_join!(client, node)?;
-            let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
-            tokio::io::copy_bidirectional(&mut client, &mut node).await?;
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-        };
-        self.server.tunnels.spawn(async move {
-            tokio::select! {
-                ended = copy => if let Err(error) = ended {
-                    debug!(%error, "a tunnel to a node ended");
-                },
-                () = shutdown.cancelled() => {}
-            }
-        });
-    }
-}
-
-fn asks_upgrade(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
-        && headers.contains_key(UPGRADE)
 }
 
 fn request(

@@ -15,19 +15,18 @@ use http::header::{TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::upgrade::OnUpgrade;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use store::Snapshot;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tracing::debug;
 
 use crate::admit::Operation;
 use crate::hooks::Stream;
 use crate::http::reply::{self, Body};
 use crate::http::route::{Endpoint, Exchange};
+use crate::tunnel::asks_upgrade;
 
 /// How long a pod may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -64,16 +63,18 @@ fn named(id: &str) -> Option<Named<'_>> {
 
 impl Exchange<'_> {
     /// Passes the request on to the pod, or to a pod of the service, that the path names.
-    pub(crate) async fn proxy(&self, endpoint: Endpoint<'_>, body: Incoming) -> Result<Response<Body>, Status> {
+    pub(crate) async fn proxy(
+        &self,
+        endpoint: Endpoint<'_>,
+        body: Incoming,
+        upgrade: OnUpgrade,
+    ) -> Result<Response<Body>, Status> {
         let id = endpoint.path.name.as_str();
         let of_pod = endpoint.path.resource == "pods";
         let what = if of_pod { "pod" } else { "service" };
         let Some(named) = named(id) else {
             return Err(Status::bad_request(format!("invalid {what} request {id:?}")));
         };
-        if self.parts.headers.contains_key(UPGRADE) {
-            return Err(Status::bad_request("not supported yet by coracle: the proxy does not switch protocols"));
-        }
         let (prefix, rest) = split(self.parts.uri.path());
         if rest.is_empty() && matches!(self.parts.method, Method::GET | Method::HEAD) {
             return Ok(redirected(prefix, self.parts.uri.query()));
@@ -89,7 +90,7 @@ impl Exchange<'_> {
             true => pod_address(&object, &named)?,
             false => service_address(&object, &named, &snapshot)?,
         };
-        self.pass_on(&Target { https: named.https, address: target }, prefix, rest, body).await
+        self.pass_on(&Target { https: named.https, address: target }, prefix, rest, body, upgrade).await
     }
 
     async fn pass_on(
@@ -98,6 +99,7 @@ impl Exchange<'_> {
         prefix: &str,
         rest: &str,
         body: Incoming,
+        upgrade: OnUpgrade,
     ) -> Result<Response<Body>, Status> {
         let failed = |error: String| Status::unavailable(format!("error trying to reach service: {error}"));
         let address = target.address;
@@ -106,19 +108,15 @@ impl Exchange<'_> {
             Ok(Err(error)) => return Err(failed(format!("dial tcp {address}: {error}"))),
             Err(_) => return Err(failed(format!("dial tcp {address}: i/o timeout"))),
         };
-        let handshake = http1::handshake::<_, Incoming>(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|error| failed(error.to_string()))?;
-        let shutdown = self.server.shutdown.clone();
-        self.server.tunnels.spawn(async move {
-            if let Some(Err(error)) = shutdown.run_until_cancelled(connection).await {
-                debug!(%address, %error, "a proxied connection ended");
-            }
-        });
+        let mut sender = self.speak(stream, address).await.map_err(|error| failed(error.to_string()))?;
         let request = self.request(target, rest, body)?;
-        let answer = match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
+        let mut answer = match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
             Ok(answer) => answer.map_err(|error| failed(error.to_string()))?,
             Err(_) => return Err(Status::timeout("the pod did not answer in time")),
         };
+        if let Some(response) = self.switched(&mut answer, upgrade)? {
+            return Ok(response);
+        }
         let mut response = answer.map(|body| body.map_err(std::io::Error::other).boxed_unsync());
         drop_hops(response.headers_mut());
         if let Some(moved) = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()) {
@@ -148,6 +146,12 @@ impl Exchange<'_> {
             }
         }
         drop_hops(request.headers_mut());
+        if asks_upgrade(&self.parts.headers) {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            for protocol in self.parts.headers.get_all(UPGRADE) {
+                request.headers_mut().append(UPGRADE, protocol.clone());
+            }
+        }
         Ok(request)
     }
 }

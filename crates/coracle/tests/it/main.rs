@@ -10,6 +10,7 @@ mod commands;
 mod guest;
 mod pods;
 mod port_forward;
+mod proxy;
 mod show;
 mod survival;
 mod torture;

@@ -244,7 +244,7 @@ impl Exchange<'_> {
             return Ok(self.node(endpoint, sub, body, upgrade).await?);
         }
         if endpoint.subresource.is_some_and(|sub| matches!(sub.action, Action::Proxy)) {
-            return Ok(self.proxy(endpoint, body).await?);
+            return Ok(self.proxy(endpoint, body, upgrade).await?);
         }
         if verb == "watch" {
             return self.watch(endpoint).await;
