@@ -164,7 +164,8 @@ impl Machine {
         };
         ContainerStatus {
             name: slot.name.clone(),
-            image: container.image.clone().unwrap_or_default(),
+            // What it was started from, not what it is to become.
+            image: slot.image.clone().filter(|_| created).or_else(|| container.image.clone()).unwrap_or_default(),
             image_id: slot.image_id.clone().filter(|_| created).unwrap_or_default(),
             container_id: slot.id.as_ref().filter(|id| !id.is_empty()).map(|id| format!("coracle://{id}")),
             restart_count: slot.attempt.unwrap_or(0),

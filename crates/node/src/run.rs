@@ -426,6 +426,7 @@ fn adopted(roots: &Roots, pod: &Pod, found: &AdoptedPod, past: &mut Past) -> Ado
         let plan = &container.plan;
         let run = |started_at, exit| AdoptedContainer {
             name: plan.name.clone(),
+            image: plan.labels.get(worker::LABEL_IMAGE).cloned(),
             id: plan.id.clone(),
             attempt: i32::try_from(plan.attempt).unwrap_or(i32::MAX),
             started_at,

@@ -102,6 +102,7 @@ pub struct Slot {
     pub attempt: Option<i32>,
     /// The newest run's id, without `coracle://`.
     pub id: Option<String>,
+    /// What the newest run was started from; only what the pod says now counts as its definition.
     pub image: Option<String>,
     pub image_id: Option<String>,
     pub user: Option<User>,
@@ -199,6 +200,7 @@ impl Slot {
             None => (ended(&status.last_state), None),
         };
         self.id = status.container_id.as_ref().map(|id| id.trim_start_matches("coracle://").to_owned());
+        self.image = Some(status.image.clone()).filter(|_| self.id.is_some());
         self.image_id = Some(status.image_id.clone()).filter(|id| !id.is_empty());
         self.resources = status.resources.clone();
     }

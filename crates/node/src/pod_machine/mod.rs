@@ -57,16 +57,20 @@ pub enum Event {
     VolumesGone,
     ImageReady {
         container: String,
+        /// What was asked for; the pod may ask for another one by now.
+        image: String,
         image_id: String,
     },
     ImageFailed {
         container: String,
+        image: String,
         reason: String,
         message: String,
     },
     Started(Started),
     StartFailed {
         container: String,
+        image: String,
         reason: String,
         message: String,
         exit: Option<Exit>,
@@ -102,6 +106,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Started {
     pub container: String,
+    pub image: String,
     pub id: String,
     pub at: Timestamp,
     pub user: Option<User>,
@@ -230,6 +235,8 @@ pub struct Adopted {
 #[derive(Clone, Debug)]
 pub struct AdoptedContainer {
     pub name: String,
+    /// `None` for runs of releases that did not keep it.
+    pub image: Option<String>,
     pub id: String,
     pub attempt: i32,
     pub started_at: Timestamp,
@@ -334,8 +341,10 @@ impl Machine {
             runs.sort_by_key(|run| run.attempt);
             adopt_runs(slot, before.copied(), &runs);
             slot.stale = lost && slot.exit.is_some();
-            let container = container_of(&spec, &slot.name).or_else(|| named(&ephemeral, &slot.name));
-            slot.image = container.and_then(|container| container.image.clone());
+            if slot.image.is_none() {
+                let container = container_of(&spec, &slot.name).or_else(|| named(&ephemeral, &slot.name));
+                slot.image = container.and_then(|container| container.image.clone());
+            }
         }
         let had_sandbox = known.iter().any(|status| status.container_id.is_some());
         let ips = match &found.sandbox {
@@ -426,11 +435,13 @@ impl Machine {
             Event::SandboxLost => self.sandbox_lost(now),
             Event::SandboxGone => self.sandbox = if self.stop.is_some() { Sandbox::Gone } else { Sandbox::None },
             Event::VolumesGone => self.volumes = Volumes::Gone,
-            Event::ImageReady { container, image_id } => self.image_ready(&container, image_id, now),
-            Event::ImageFailed { container, reason, message } => self.image_failed(&container, reason, message, now),
+            Event::ImageReady { container, image, image_id } => self.image_ready(&container, &image, image_id, now),
+            Event::ImageFailed { container, image, reason, message } => {
+                self.image_failed(&container, &image, reason, message, now);
+            }
             Event::Started(started) => self.started(started),
-            Event::StartFailed { container, reason, message, exit } => {
-                self.start_failed(&container, reason, message, exit, now);
+            Event::StartFailed { container, image, reason, message, exit } => {
+                self.start_failed(&container, image, reason, message, exit, now);
             }
             Event::PostStartDone { container, id, failed } => self.post_start_done(&container, &id, failed, now),
             Event::PreStopDone { container, id } => self.pre_stop_done(&container, &id),
@@ -465,6 +476,16 @@ impl Machine {
         container_of(self.pod.spec.as_ref()?, name).or_else(|| named(&self.ephemeral, name))
     }
 
+    /// Whether the container waits for this very image.
+    pub fn awaits_image(&self, name: &str, image: &str) -> bool {
+        let pulls = self.slots.iter().any(|slot| slot.name == name && slot.state == State::Pulling);
+        pulls && self.wants_image(name, image)
+    }
+
+    fn wants_image(&self, name: &str, image: &str) -> bool {
+        self.container(name).is_some_and(|container| container.image.as_deref().unwrap_or_default() == image)
+    }
+
     /// The run whose processes an ephemeral container is to see.
     pub fn target_of(&self, name: &str) -> Option<String> {
         let all = self.pod.spec.as_ref()?.ephemeral_containers.as_ref()?;
@@ -497,7 +518,7 @@ impl Machine {
 
     fn updated(&mut self, pod: Arc<Pod>, now: Timestamp) {
         let before = std::mem::replace(&mut self.pod, pod);
-        self.forget_backoffs(&before);
+        self.forget_images(&before);
         let meta = &self.pod.metadata;
         if meta.deletion_timestamp.is_some() {
             let grace = meta.deletion_grace_period_seconds.or(self.spec_grace()).unwrap_or(30);
@@ -511,21 +532,12 @@ impl Machine {
                 self.slots.push(Slot::new(&self.ephemeral[index].name, Role::Ephemeral));
             }
         }
-        for index in 0..self.slots.len() {
-            let slot = &self.slots[index];
-            let image = self.container(&slot.name).and_then(|container| container.image.clone());
-            if slot.is_running() && !slot.is_stopping() && image != slot.image && slot.role.restarts_on_change() {
-                let message = format!("Container {} definition changed, will be restarted", slot.name);
-                self.slots[index].image = image;
-                self.stop_for_restart(index, message, None, true, now);
-            }
-        }
         self.want_resources();
     }
 
-    /// Failures of another image, or with other resources, are not held against the new ones. Source: kuberuntime/helpers.go,
-    /// `GetBackoffKey`; images/image_manager.go, `EnsureImageExists`.
-    fn forget_backoffs(&mut self, before: &Pod) {
+    /// Failures of another image, or with other resources, are not held against the new ones, and nothing waits for an image that
+    /// is not wanted any more. Source: kuberuntime/helpers.go, `GetBackoffKey`; images/image_manager.go, `EnsureImageExists`.
+    fn forget_images(&mut self, before: &Pod) {
         for slot in &mut self.slots {
             let (old, new) = (key(before, &slot.name), key(&self.pod, &slot.name));
             if old != new {
@@ -534,6 +546,9 @@ impl Machine {
             if old.map(|(image, _)| image) != new.map(|(image, _)| image) {
                 slot.pulls.reset();
                 (slot.pull_failed_at, slot.retry_at) = (None, None);
+                if slot.state == State::Pulling {
+                    slot.state = State::Idle;
+                }
             }
         }
     }
@@ -640,6 +655,7 @@ fn adopt_runs(slot: &mut Slot, before: Option<&ContainerStatus>, runs: &[&Adopte
         let same = slot.id.as_deref() == Some(run.id.as_str());
         slot.attempt = Some(run.attempt);
         slot.id = Some(run.id.clone());
+        slot.image.clone_from(&run.image);
         match &run.exit {
             Some(exit) => {
                 if slot.exit.as_ref().is_none_or(|known| known.id != run.id) {

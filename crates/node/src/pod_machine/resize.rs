@@ -177,14 +177,18 @@ mod tests {
             running.step(Event::Tick);
             running.step(Event::VolumesReady);
             running.step(Event::SandboxReady { ips: Vec::new() });
-            running.step(Event::ImageReady { container: "a".to_owned(), image_id: "i".to_owned() });
+            running.step(Event::ImageReady {
+                container: "a".to_owned(),
+                image: "i".to_owned(),
+                image_id: "i".to_owned(),
+            });
             running.start("one");
             running
         }
 
         fn start(&mut self, id: &str) {
-            let (container, id) = ("a".to_owned(), id.to_owned());
-            self.step(Event::Started(Started { container, id, at: self.1, user: None, resources: None }));
+            let (container, image, id) = ("a".to_owned(), "i".to_owned(), id.to_owned());
+            self.step(Event::Started(Started { container, image, id, at: self.1, user: None, resources: None }));
         }
 
         fn step(&mut self, event: Event) -> Vec<Effect> {
@@ -224,7 +228,11 @@ mod tests {
         assert_eq!(pod_running.shown(), (json!("1"), vec!["PodResizeInProgress".to_owned()]));
         let exit = super::super::Exit::unknown("one", "");
         pod_running.step(Event::Exited { container: "a".to_owned(), exit });
-        pod_running.step(Event::ImageReady { container: "a".to_owned(), image_id: "i".to_owned() });
+        pod_running.step(Event::ImageReady {
+            container: "a".to_owned(),
+            image: "i".to_owned(),
+            image_id: "i".to_owned(),
+        });
         pod_running.start("two");
         assert_eq!(pod_running.shown(), (json!("2"), vec![]));
     }

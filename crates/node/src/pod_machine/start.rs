@@ -32,6 +32,7 @@ impl Machine {
         }
         if self.sandbox == Sandbox::Ready {
             self.resume_probes();
+            self.replace_changed_containers(now);
             self.start_containers(now);
             self.advance_stopping_containers(now);
         }
@@ -70,6 +71,24 @@ impl Machine {
             if self.slots[index].is_running() {
                 self.probe_from_start(index);
             }
+        }
+    }
+
+    /// Stops what runs from another image than the pod says, also when it changed while the old one was being started or nobody
+    /// watched. Source: kuberuntime_manager.go, `containerChanged`; container/helpers.go, `HashContainer`: image and name.
+    fn replace_changed_containers(&mut self, now: Timestamp) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            let changed = !self.wants_image(&slot.name, slot.image.as_deref().unwrap_or_default());
+            if !changed || !slot.is_running() || slot.is_stopping() || !slot.role.restarts_on_change() {
+                continue;
+            }
+            let message = if slot.role == Role::Sidecar {
+                format!("Init container {} definition changed", slot.name)
+            } else {
+                format!("Container {} definition changed, will be restarted", slot.name)
+            };
+            self.stop_for_restart(index, message, None, true, now);
         }
     }
 
@@ -191,12 +210,9 @@ impl Machine {
         true
     }
 
-    pub(super) fn image_ready(&mut self, name: &str, image_id: String, now: Timestamp) {
-        let Some(index) = self.index(name) else { return };
+    pub(super) fn image_ready(&mut self, name: &str, image: &str, image_id: String, now: Timestamp) {
+        let Some(index) = self.index(name).filter(|_| self.awaits_image(name, image)) else { return };
         let slot = &mut self.slots[index];
-        if slot.state != State::Pulling {
-            return;
-        }
         slot.pulls.reset();
         slot.pull_failed_at = None;
         if self.stop.is_some() {
@@ -213,12 +229,9 @@ impl Machine {
         self.out.push(Effect::StartContainer { container: name.to_owned(), attempt });
     }
 
-    pub(super) fn image_failed(&mut self, name: &str, reason: String, message: String, now: Timestamp) {
-        let Some(index) = self.index(name) else { return };
+    pub(super) fn image_failed(&mut self, name: &str, image: &str, reason: String, message: String, now: Timestamp) {
+        let Some(index) = self.index(name).filter(|_| self.awaits_image(name, image)) else { return };
         let slot = &mut self.slots[index];
-        if slot.state != State::Pulling {
-            return;
-        }
         slot.state = State::Idle;
         slot.replaced = None;
         if reason == "ErrImagePull" {
@@ -235,15 +248,13 @@ impl Machine {
 
     pub(super) fn started(&mut self, started: Started) {
         let Some(index) = self.index(&started.container) else { return };
-        let image = self.container(&started.container).and_then(|container| container.image.clone());
         let hook = self
             .container(&started.container)
             .and_then(|container| container.lifecycle.as_ref())
             .is_some_and(|lifecycle| lifecycle.post_start.is_some());
         let resources = self.container(&started.container).and_then(|container| container.resources.clone());
-        self.begin_run(index, &started.id);
+        self.begin_run(index, &started.id, started.image);
         let slot = &mut self.slots[index];
-        slot.image = image;
         slot.restart_for_resize = false;
         slot.resources = Some(started.resources.clone().or(resources).unwrap_or_default());
         slot.user = started.user;
@@ -262,8 +273,9 @@ impl Machine {
     }
 
     /// Counts a run that was created, and lets its successor wait longer.
-    fn begin_run(&mut self, index: usize, id: &str) {
+    fn begin_run(&mut self, index: usize, id: &str, image: String) {
         let slot = &mut self.slots[index];
+        slot.image = Some(image);
         slot.attempt = Some(slot.attempt.map_or(0, |attempt| attempt + 1));
         slot.id = Some(id.to_owned());
         slot.restart = None;
@@ -275,6 +287,7 @@ impl Machine {
     pub(super) fn start_failed(
         &mut self,
         name: &str,
+        image: String,
         reason: String,
         message: String,
         exit: Option<Exit>,
@@ -284,14 +297,15 @@ impl Machine {
         self.record(true, "Failed", format!("Error: {message}"), Some(name));
         self.slots[index].state = State::Idle;
         self.slots[index].replaced = None;
+        let wanted = self.wants_image(name, &image);
         match exit {
             Some(exit) => {
-                self.begin_run(index, &exit.id.clone());
+                self.begin_run(index, &exit.id.clone(), image);
                 self.end_run(index, exit);
             }
-            None => self.slots[index].retry_at = Some(after(now, RETRY)),
+            None => self.slots[index].retry_at = wanted.then(|| after(now, RETRY)),
         }
-        if self.may_start(index) {
+        if wanted && self.may_start(index) {
             self.wait(index, &reason, message);
         }
     }

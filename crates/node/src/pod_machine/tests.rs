@@ -42,6 +42,11 @@ impl Script {
         let id = |machine: &Machine, name: &str| {
             machine.slots.iter().find(|s| s.name == name).and_then(|s| s.id.clone()).unwrap_or_default()
         };
+        // That of the specification, unless the line names another.
+        let image = |machine: &Machine| {
+            let wanted = machine.container(words[1]).and_then(|container| container.image.clone());
+            words.get(2).map_or(wanted.unwrap_or_default(), |other| (*other).to_owned())
+        };
         match words[0] {
             "volumes" => Event::VolumesReady,
             "no-volumes" => Event::VolumesFailed,
@@ -50,9 +55,14 @@ impl Script {
             "volumes-gone" => Event::VolumesGone,
             "lost" => Event::SandboxLost,
             "told" => Event::EndTold,
-            "image" => Event::ImageReady { container: container(), image_id: "sha256:1".to_owned() },
+            "image" => Event::ImageReady {
+                container: container(),
+                image: image(&self.machine),
+                image_id: "sha256:1".to_owned(),
+            },
             "no-image" => Event::ImageFailed {
                 container: container(),
+                image: image(&self.machine),
                 reason: "ErrImagePull".to_owned(),
                 message: "down".to_owned(),
             },
@@ -60,6 +70,7 @@ impl Script {
                 self.runs += 1;
                 Event::Started(Started {
                     container: container(),
+                    image: image(&self.machine),
                     id: format!("id{}", self.runs),
                     at: self.now,
                     user: None,
@@ -68,6 +79,7 @@ impl Script {
             }
             "no-start" => Event::StartFailed {
                 container: container(),
+                image: image(&self.machine),
                 reason: "CreateContainerConfigError".to_owned(),
                 message: "secret \"s\" not found".to_owned(),
                 exit: None,
@@ -628,9 +640,14 @@ fn running_pod() -> Pod {
 }
 
 fn adopt(exit: Option<Exit>, alive: bool) -> Script {
+    adopt_from("i", exit, alive)
+}
+
+fn adopt_from(image: &str, exit: Option<Exit>, alive: bool) -> Script {
     let now: Timestamp = "2026-11-23T11:00:00Z".parse().unwrap();
     let containers = vec![AdoptedContainer {
         name: "a".to_owned(),
+        image: Some(image.to_owned()),
         id: "abc".to_owned(),
         attempt: 2,
         started_at: "2026-11-23T10:00:05Z".parse().unwrap(),

@@ -34,6 +34,8 @@ const MAX_MESSAGE: usize = 4096;
 const SERVICES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Labels that a container keeps in the runtime, for the process that adopts it.
 pub const LABEL_SIGNAL: &str = "coracle.dev/stop-signal";
+/// As upstream's `io.kubernetes.container.hash`: whether a run is of the definition that the pod has now.
+pub const LABEL_IMAGE: &str = "coracle.dev/image";
 
 /// A container that did not start.
 struct Failed {
@@ -93,11 +95,13 @@ impl Worker {
             previous: self.machine.run_of(&name),
             target: self.machine.target_of(&name),
         };
+        let of = launch.image_name();
         self.answer(async move {
             Message::Machine(match launch.run().await {
                 Ok(started) => Event::Started(started),
                 Err(failed) => Event::StartFailed {
                     container: name,
+                    image: of,
                     reason: failed.reason.to_owned(),
                     message: failed.message,
                     exit: failed.exit.map(|exit| *exit),
@@ -154,8 +158,12 @@ impl Launch {
             this.link_log(&id, &log);
             this.remove_old_logs();
         }
-        let resources = this.container.resources.clone();
-        Ok(Started { container: name, id, at: timestamp(started.at), user: Some(user), resources })
+        let (image, resources) = (this.image_name(), this.container.resources.clone());
+        Ok(Started { container: name, image, id, at: timestamp(started.at), user: Some(user), resources })
+    }
+
+    fn image_name(&self) -> String {
+        self.container.image.clone().unwrap_or_default()
     }
 
     async fn services(&self) -> Result<Vec<Service>, Failed> {
@@ -221,7 +229,10 @@ impl Launch {
             },
             pid_of: self.target.clone(),
             single_process_oom_kill: false,
-            labels: BTreeMap::from([(LABEL_SIGNAL.to_owned(), stop_signal(&self.image).to_string())]),
+            labels: BTreeMap::from([
+                (LABEL_SIGNAL.to_owned(), stop_signal(&self.image).to_string()),
+                (LABEL_IMAGE.to_owned(), self.image_name()),
+            ]),
         };
         Ok((plan, identity.user))
     }

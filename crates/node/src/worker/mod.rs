@@ -50,6 +50,7 @@ pub enum Message {
     Refreshed(Tokens),
     ImageReady {
         container: String,
+        name: String,
         image: Arc<Image>,
     },
     /// What the pod uses of the disk.
@@ -228,12 +229,14 @@ impl Worker {
                 }
                 None
             }
-            Message::ImageReady { container, image } => {
+            // The pod may want another one by now.
+            Message::ImageReady { container, name, .. } if !self.machine.awaits_image(&container, &name) => None,
+            Message::ImageReady { container, name, image } => {
                 let image_id = crate::images::image_ref(&image);
                 let signal = launch::stop_signal(&image);
                 self.stop_signals.insert(container.clone(), signal);
                 self.images.insert(container.clone(), image);
-                Some(Event::ImageReady { container, image_id })
+                Some(Event::ImageReady { container, image: name, image_id })
             }
             Message::Measured(usage) => {
                 let over = self.machine.pod().spec.as_ref().and_then(|spec| eviction::verdict(spec, &usage));
@@ -368,14 +371,16 @@ impl Worker {
         }
     }
 
-    fn ensure_image(&mut self, name: String) {
+    fn ensure_image(&mut self, container: String) {
         let (shared, events, pod) = (self.shared.clone(), self.events.clone(), self.machine.pod().clone());
-        let Some(container) = self.machine.container(&name).cloned() else { return };
+        let Some(spec) = self.machine.container(&container).cloned() else { return };
         self.answer(async move {
-            match crate::images::ensure(&shared.images, &shared.client, &events, &pod, &container).await {
-                Ok(image) => Message::ImageReady { container: name, image },
+            let name = spec.image.clone().unwrap_or_default();
+            match crate::images::ensure(&shared.images, &shared.client, &events, &pod, &spec).await {
+                Ok(image) => Message::ImageReady { container, name, image },
                 Err(missing) => Message::Machine(Event::ImageFailed {
-                    container: name,
+                    container,
+                    image: name,
                     reason: missing.reason.to_owned(),
                     message: missing.message,
                 }),
@@ -502,8 +507,8 @@ fn spread(id: &str, target: &probes::Target) -> Duration {
     Duration::from_millis(hash % millis)
 }
 
-/// The label under which a container's stop signal is kept in the runtime.
-pub use launch::LABEL_SIGNAL;
+/// The labels under which a container's stop signal and the image that its pod named are kept in the runtime.
+pub use launch::{LABEL_IMAGE, LABEL_SIGNAL};
 /// What RuntimeClasses may name.
 pub(crate) use sandbox::HANDLERS;
 

@@ -61,6 +61,23 @@ async fn a_new_image_is_run_and_the_pod_stays_ready() {
     bed.finish().await;
 }
 
+/// Upstream pulls the old one to its end, starts it, and kills it then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_does_not_come_can_be_changed() {
+    let bed = Bed::new().await;
+    // Takes every connection and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let image = format!("{}/nothing:1", silent.local_addr().unwrap());
+    bed.pod("web", main_with(json!({"image": image}))).await;
+    bed.until_event(&format!("Normal Pulling: Pulling image {image:?}")).await;
+    let other = "docker.io/library/busybox:1";
+    bed.patch("pods", "web", json!({"spec": main_with(json!({"image": other}))})).await;
+    let status = bed.until_ready("web").await;
+    let container = &status.container_statuses.unwrap()[0];
+    assert_eq!((container.image.as_str(), container.restart_count), (other, 0));
+    bed.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conditions_of_others_stay_and_those_of_the_node_are_put_right() {
     let bed = Bed::new().await;

@@ -79,6 +79,23 @@ async fn exits_while_nobody_watched_are_told() {
     bed.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_changed_while_nobody_watched_is_run() {
+    let mut bed = Bed::new().await;
+    bed.script("web", "trap 'exit 0' TERM; while true; do sleep 0.05; done").await;
+    let before = bed.until_ready("web").await;
+    bed.stop_node().await;
+    let image = "docker.io/library/busybox:2";
+    let patch = json!({"spec": {"containers": [{"name": "main", "image": image}]}});
+    bed.client.patch_object(&PODS, "default", "web", None, client::PatchType::Strategic, patch).await.unwrap();
+    bed.restart_node().await;
+    let status = bed.until("web", "the restart", |status| container(status).1 == 1).await;
+    assert_ne!(container(&before).0, container(&status).0);
+    assert_eq!(status.container_statuses.unwrap()[0].image, image);
+    bed.until_event("Normal Killing: Container main definition changed, will be restarted").await;
+    bed.finish().await;
+}
+
 /// A disk was full, and main was killed before it was not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_end_that_could_not_be_told_is_told_by_the_next() {
