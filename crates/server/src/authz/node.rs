@@ -122,10 +122,15 @@ fn related(snapshot: &Snapshot, node: &str, at: &Resource) -> Result<(), String>
     if needs { Ok(()) } else { Err(format!("no relationship found between node '{node}' and this object")) }
 }
 
-/// Source: kubernetes `pkg/api/v1/pod/util.go`, `VisitPodSecretNames` and `VisitPodConfigmapNames`.
+/// Source: kubernetes `pkg/api/v1/pod/util.go`, `VisitPodSecretNames` and `VisitPodConfigmapNames`; containers of every kind count,
+/// also those that a running pod gets (node/graph_populator.go, `updatePod`).
 fn refers_to(spec: &PodSpec, resource: &str, name: &str) -> bool {
     let is = |other: &str| other == name;
-    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let containers = || {
+        let ordinary = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| (&c.env_from, &c.env));
+        ordinary.map(|c| (&c.env_from, &c.env)).chain(ephemeral)
+    };
     let volumes = || spec.volumes.iter().flatten();
     let sources = || volumes().filter_map(|v| v.projected.as_ref()?.sources.as_ref()).flatten();
     match resource {
@@ -133,9 +138,9 @@ fn refers_to(spec: &PodSpec, resource: &str, name: &str) -> bool {
             spec.image_pull_secrets.iter().flatten().any(|s| is(&s.name))
                 || volumes().filter_map(|v| v.secret.as_ref()?.secret_name.as_deref()).any(is)
                 || sources().filter_map(|s| s.secret.as_ref()).any(|s| is(&s.name))
-                || containers().any(|c| {
-                    c.env_from.iter().flatten().filter_map(|e| e.secret_ref.as_ref()).any(|s| is(&s.name))
-                        || c.env
+                || containers().any(|(from, env)| {
+                    from.iter().flatten().filter_map(|e| e.secret_ref.as_ref()).any(|s| is(&s.name))
+                        || env
                             .iter()
                             .flatten()
                             .filter_map(|e| e.value_from.as_ref()?.secret_key_ref.as_ref())
@@ -145,9 +150,9 @@ fn refers_to(spec: &PodSpec, resource: &str, name: &str) -> bool {
         "configmaps" => {
             volumes().filter_map(|v| v.config_map.as_ref()).any(|c| is(&c.name))
                 || sources().filter_map(|s| s.config_map.as_ref()).any(|c| is(&c.name))
-                || containers().any(|c| {
-                    c.env_from.iter().flatten().filter_map(|e| e.config_map_ref.as_ref()).any(|m| is(&m.name))
-                        || c.env
+                || containers().any(|(from, env)| {
+                    from.iter().flatten().filter_map(|e| e.config_map_ref.as_ref()).any(|m| is(&m.name))
+                        || env
                             .iter()
                             .flatten()
                             .filter_map(|e| e.value_from.as_ref()?.config_map_key_ref.as_ref())
@@ -176,4 +181,33 @@ fn rules() -> &'static [Rule] {
         ]
     });
     &RULES
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Whether a pod whose only container of the list `list` names objects counts for them, and for no others.
+    fn check(list: &str) {
+        let key = |kind: &str, name: &str| json!({"name": "x", "valueFrom": {kind: {"name": name, "key": "k"}}});
+        let env = [key("secretKeyRef", "s1"), key("configMapKeyRef", "c1")];
+        let env_from = [json!({"secretRef": {"name": "s2"}}), json!({"configMapRef": {"name": "c2"}})];
+        let mut spec: Value = json!({"containers": []});
+        spec[list] = json!([{"name": "a", "env": env, "envFrom": env_from}]);
+        let spec: PodSpec = serde_json::from_value(spec).unwrap();
+        let found = |resource, names: &[&str]| -> Vec<bool> {
+            names.iter().map(|name| refers_to(&spec, resource, name)).collect()
+        };
+        assert_eq!(found("secrets", &["s1", "s2", "c1", ""]), [true, true, false, false], "{list}");
+        assert_eq!(found("configmaps", &["c1", "c2", "s1", ""]), [true, true, false, false], "{list}");
+    }
+
+    #[test]
+    fn containers_of_every_kind_count() {
+        for list in ["containers", "initContainers", "ephemeralContainers"] {
+            check(list);
+        }
+    }
 }
