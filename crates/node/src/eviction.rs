@@ -1,7 +1,8 @@
 //! Which pods use more of the node's disk than they may: emptyDirs above their size, containers and pods above their limits of
 //! ephemeral storage. Deciding is pure; measuring walks the pod's own directories.
 //!
-//! Source: eviction/eviction_manager.go, `localStorageEviction`.
+//! Source: eviction/eviction_manager.go, `localStorageEviction` and `evictPod`. Such a pod gets no condition `DisruptionTarget`: that
+//! is for pods that go without being at fault, which here they never do.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use crate::resources::{self, Side};
 use crate::volumes;
@@ -18,6 +19,8 @@ use crate::volumes;
 /// Between two measurements of a pod that has limits. Source: kubelet.go, `evictionMonitoringPeriod`.
 pub const EVERY: Duration = Duration::from_secs(10);
 const STORAGE: &str = "ephemeral-storage";
+/// From this priority on pods are never evicted. Source: types/pod_update.go, `IsCriticalPod`.
+const CRITICAL: i32 = 2_000_000_000;
 
 /// Bytes on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,9 +31,16 @@ pub struct Usage {
     pub containers: BTreeMap<String, u64>,
 }
 
-/// Whether anything of the pod's usage is limited at all.
+/// Whether anything of the pod's usage is limited at all, and the pod may go for it.
 pub fn is_limited(spec: &PodSpec) -> bool {
-    limited_volumes(spec).next().is_some() || spec.containers.iter().any(|container| limit_of(container).is_some())
+    let limited = limited_volumes(spec).next().is_some() || resources::of_pod(spec, Side::Limits).contains_key(STORAGE);
+    limited && spec.priority.is_none_or(|priority| priority < CRITICAL)
+}
+
+/// The containers whose usage counts: those that run as long as the pod does.
+pub fn measured(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    let init = spec.init_containers.iter().flatten();
+    spec.containers.iter().chain(init.filter(|container| container.restart_policy.as_deref() == Some("Always")))
 }
 
 /// Why the pod has to go, when it uses more than it may.
@@ -47,7 +57,7 @@ pub fn verdict(spec: &PodSpec, usage: &Usage) -> Option<String> {
     {
         return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "));
     }
-    let over = spec.containers.iter().find_map(|container| {
+    let over = measured(spec).find_map(|container| {
         let limit = limit_of(container)?;
         let used = usage.containers.get(&container.name).copied().unwrap_or(0);
         exceeds(used, limit).then(|| (container.name.clone(), limit))
@@ -61,7 +71,7 @@ fn exceeds(used: u64, limit: Quantity) -> bool {
     i64::try_from(used).is_ok_and(|used| used > limit.value())
 }
 
-fn limit_of(container: &k8s_openapi::api::core::v1::Container) -> Option<Quantity> {
+fn limit_of(container: &Container) -> Option<Quantity> {
     resources::of_container(container, Side::Limits).get(STORAGE).copied().filter(|limit| !limit.is_zero())
 }
 
@@ -148,6 +158,29 @@ mod tests {
         check(spec.clone(), &[], &[("a", less), ("b", more)], Some(of_one));
         let of_all = "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ";
         check(spec, &[("v", 2 << 20)], &[("a", less)], Some(of_all));
+    }
+
+    #[test]
+    fn sidecars_count_and_other_init_containers_do_not() {
+        let limit = |size: &str| json!({"limits": {"ephemeral-storage": size}});
+        let init = json!({"name": "i", "resources": limit("1Mi")});
+        let sidecar = json!({"name": "s", "restartPolicy": "Always", "resources": limit("1Mi")});
+        let main = json!({"name": "a", "resources": limit("8Mi")});
+        let spec = json!({"initContainers": [init, sidecar], "containers": [main]});
+        let more = (1 << 20) + 1;
+        let why = "Container s exceeded its local ephemeral storage limit \"1Mi\". ";
+        check(spec.clone(), &[], &[("s", more)], Some(why));
+        check(spec, &[], &[("i", more)], None);
+    }
+
+    #[test]
+    fn critical_pods_stay() {
+        let spec = |priority: i32| {
+            let spec = json!({"containers": [], "priority": priority, "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]});
+            serde_json::from_value(spec).unwrap()
+        };
+        assert!(is_limited(&spec(1_999_999_999)));
+        assert!(!is_limited(&spec(2_000_000_000)));
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Worker {
         let dir = self.shared.roots.pod(&self.uid);
         let root =
             |name: &String| Some((name.clone(), dir.join("overlay").join(self.machine.run_of(name)?).join("upper")));
-        let roots = spec.containers.iter().filter_map(|container| root(&container.name)).collect();
+        let roots = eviction::measured(&spec).filter_map(|container| root(&container.name)).collect();
         let places = eviction::Places { logs: self.shared.roots.logs(&pod), roots, dir };
         self.answer(async move {
             let measured = tokio::task::spawn_blocking(move || eviction::measure(&pod, &places)).await;

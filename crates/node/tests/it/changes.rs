@@ -169,6 +169,8 @@ async fn a_pod_that_fills_its_empty_dir_is_evicted() {
     let status = bed.until_phase("greedy", "Failed").await;
     assert_eq!(status.reason.as_deref(), Some("Evicted"));
     assert_eq!(status.message.as_deref(), Some("Usage of EmptyDir volume \"data\" exceeds the limit \"64Ki\". "));
+    // It is the pod's own fault.
+    assert_eq!(condition(&status, "DisruptionTarget"), None);
     bed.until_event("Warning Evicted: Usage of EmptyDir volume").await;
     bed.finish().await;
 }
