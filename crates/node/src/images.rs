@@ -2,6 +2,7 @@
 //!
 //! Source: images/image_manager.go, `EnsureImageExists`. Back-off is the pod machine's.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,13 @@ use image::store::{Image, ImageStore};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 
 use crate::events::PodEvents;
+
+/// What a container's start takes: its image, and those of the volumes that it is the first to mount, by name.
+#[derive(Debug)]
+pub struct Pulled {
+    pub image: Arc<Image>,
+    pub volumes: BTreeMap<String, Arc<Image>>,
+}
 
 /// Why there is no image: the waiting reason and its message.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -117,6 +117,8 @@ pub struct Slot {
     pub pulls: Backoff,
     pub pull_failed_at: Option<Timestamp>,
     pub pull_error: String,
+    /// The image that could not be pulled, when it is that of a volume.
+    pub pull_of: Option<String>,
 }
 
 impl Slot {
@@ -145,6 +147,7 @@ impl Slot {
             pulls: Backoff::default(),
             pull_failed_at: None,
             pull_error: String::new(),
+            pull_of: None,
         }
     }
 

@@ -64,6 +64,8 @@ pub enum Event {
     ImageFailed {
         container: String,
         image: String,
+        /// The image that is missing, when it is that of a volume.
+        volume: Option<String>,
         reason: String,
         message: String,
     },
@@ -436,8 +438,8 @@ impl Machine {
             Event::SandboxGone => self.sandbox = if self.stop.is_some() { Sandbox::Gone } else { Sandbox::None },
             Event::VolumesGone => self.volumes = Volumes::Gone,
             Event::ImageReady { container, image, image_id } => self.image_ready(&container, &image, image_id, now),
-            Event::ImageFailed { container, image, reason, message } => {
-                self.image_failed(&container, &image, reason, message, now);
+            Event::ImageFailed { container, image, volume, reason, message } => {
+                self.image_failed(&container, &image, volume, (reason, message), now);
             }
             Event::Started(started) => self.started(started),
             Event::StartFailed { container, image, reason, message, exit } => {

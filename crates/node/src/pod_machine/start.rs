@@ -197,10 +197,14 @@ impl Machine {
         let shown = slot.waiting.as_ref().is_some_and(|waiting| waiting.reason == "ImagePullBackOff");
         if !shown && now >= flip_at {
             let name = slot.name.clone();
-            let image = self.container(&name).and_then(|container| container.image.clone()).unwrap_or_default();
-            let message = format!("Back-off pulling image {image:?}");
+            // The image of a volume belongs to the pod.
+            let (image, of) = match &slot.pull_of {
+                Some(image) => (Some(image.clone()), None),
+                None => (self.container(&name).and_then(|container| container.image.clone()), Some(name.as_str())),
+            };
+            let message = format!("Back-off pulling image {:?}", image.unwrap_or_default());
             let detail = format!("{message}: {}", slot.pull_error);
-            self.record(false, "BackOff", message, Some(&name));
+            self.record(false, "BackOff", message, of);
             self.record(true, "Failed", "Error: ImagePullBackOff".to_owned(), Some(&name));
             self.wait(index, "ImagePullBackOff", detail);
         } else if !shown {
@@ -229,12 +233,23 @@ impl Machine {
         self.out.push(Effect::StartContainer { container: name.to_owned(), attempt });
     }
 
-    pub(super) fn image_failed(&mut self, name: &str, image: &str, reason: String, message: String, now: Timestamp) {
+    pub(super) fn image_failed(
+        &mut self,
+        name: &str,
+        image: &str,
+        volume: Option<String>,
+        (reason, message): (String, String),
+        now: Timestamp,
+    ) {
         let Some(index) = self.index(name).filter(|_| self.awaits_image(name, image)) else { return };
         let slot = &mut self.slots[index];
         slot.state = State::Idle;
         slot.replaced = None;
         if reason == "ErrImagePull" {
+            if slot.pull_of != volume {
+                slot.pulls.reset();
+                slot.pull_of = volume;
+            }
             let since = slot.pull_failed_at.unwrap_or(now);
             slot.pulls.next(since, now);
             slot.pull_failed_at = Some(now);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 
 mod change;
+mod pull;
 
 struct Script {
     machine: Machine,
@@ -63,6 +64,14 @@ impl Script {
             "no-image" => Event::ImageFailed {
                 container: container(),
                 image: image(&self.machine),
+                volume: None,
+                reason: "ErrImagePull".to_owned(),
+                message: "down".to_owned(),
+            },
+            "no-volume-image" => Event::ImageFailed {
+                container: container(),
+                image: image(&self.machine),
+                volume: Some("tools".to_owned()),
                 reason: "ErrImagePull".to_owned(),
                 message: "down".to_owned(),
             },
@@ -481,59 +490,6 @@ fn a_failed_liveness_probe_restarts_the_container() {
               = Running a:running*0sr
         "#]],
     );
-}
-
-#[test]
-fn pulls_back_off() {
-    let script = after_start(
-        one(json!({})),
-        &[],
-        &["no-image a", "wait 2", "wait 8", "no-image a", "wait 2", "wait 18", "image a"],
-        expect![[r#"
-            no-image a
-                Failed: Error: ErrImagePull
-              = Pending a:ErrImagePull*0
-            wait 2
-                BackOff: Back-off pulling image "i"
-                Failed: Error: ImagePullBackOff
-              = Pending a:ImagePullBackOff*0
-            wait 8
-                pull a
-              = Pending a:ImagePullBackOff*0
-            no-image a
-                Failed: Error: ErrImagePull
-              = Pending a:ErrImagePull*0
-            wait 2
-                BackOff: Back-off pulling image "i"
-                Failed: Error: ImagePullBackOff
-              = Pending a:ImagePullBackOff*0
-            wait 18
-                pull a
-              = Pending a:ImagePullBackOff*0
-            image a
-                run a/0
-              = Pending a:ImagePullBackOff*0
-        "#]],
-    );
-    assert_eq!(script.machine.slots[0].pull_error, "ErrImagePull: down");
-}
-
-#[test]
-fn a_missing_secret_is_tried_again() {
-    let mut script = after_start(
-        one(json!({})),
-        &["image a"],
-        &["no-start a", "wait 9"],
-        expect![[r#"
-            no-start a
-                Failed: Error: secret "s" not found
-              = Pending a:CreateContainerConfigError*0
-            wait 9
-              = Pending a:CreateContainerConfigError*0
-        "#]],
-    );
-    let effects = script.machine.step(Event::SourcesChanged, script.now);
-    assert_eq!(effects, [Effect::EnsureImage { container: "a".to_owned() }], "the Secret's arrival ends the wait");
 }
 
 #[test]

@@ -35,8 +35,6 @@ pub struct Request<'a> {
     pub facts: &'a Facts,
     /// The tokens of each projected volume, in the order of its sources.
     pub tokens: &'a BTreeMap<String, Vec<Token>>,
-    /// The layers of each image volume, from the top down.
-    pub images: &'a BTreeMap<String, Vec<PathBuf>>,
     /// Mount points that the administrator declared.
     pub declared: &'a [PathBuf],
     /// Names new directories of files: unique within the pod.
@@ -152,10 +150,8 @@ fn one(request: &Request<'_>, volume: &Volume) -> Result<Ready, String> {
         return empty_dir(request, volume, source);
     }
     if volume.image.is_some() {
-        let path = image_place(request.dir, &volume.name);
-        let layers = request.images.get(&volume.name).map_or(&[][..], Vec::as_slice);
-        mounts::image(&path, layers).map_err(|error| format!("image {}: {error}", path.display()))?;
-        return Ok(Ready { path, read_only: true });
+        // It is pulled and mounted with the first container that mounts it. Source: pkg/volume/image, which does nothing.
+        return Ok(Ready { path: image_place(request.dir, &volume.name), read_only: true });
     }
     match write_payload(request, volume) {
         Some(written) => written.map(|path| Ready { path, read_only: true }),
@@ -396,8 +392,8 @@ pub(crate) mod tests {
     }
 
     fn run(pod: &Pod, dir: &Path, sources: &Snapshot, stamp: &str) -> Result<BTreeMap<String, Ready>, Vec<Failure>> {
-        let (facts, tokens, images) = (Facts::default(), BTreeMap::new(), BTreeMap::new());
-        set_up(&Request { pod, dir, sources, facts: &facts, tokens: &tokens, images: &images, declared: &[], stamp })
+        let (facts, tokens) = (Facts::default(), BTreeMap::new());
+        set_up(&Request { pod, dir, sources, facts: &facts, tokens: &tokens, declared: &[], stamp })
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
@@ -70,6 +71,9 @@ pub fn tmpfs(dir: &Path, size: Option<u64>, mode: u32) -> io::Result<()> {
 /// When a layer is gone, or the kernel refuses.
 pub fn image(dir: &Path, layers: &[PathBuf]) -> io::Result<()> {
     use std::os::fd::AsRawFd;
+    // Two containers of a pod may come at once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if mounted()?.iter().any(|place| place == dir) {
         return Ok(());
     }

@@ -62,6 +62,7 @@ struct Launch {
     container: Container,
     attempt: i32,
     image: Arc<Image>,
+    image_volumes: BTreeMap<String, Arc<Image>>,
     volumes: Volumes,
     sources: PodSources,
     facts: Facts,
@@ -75,7 +76,7 @@ struct Launch {
 
 impl Worker {
     pub(super) fn start_container(&mut self, name: String, attempt: i32) {
-        let (Some(container), Some(image)) = (self.machine.container(&name).cloned(), self.images.get(&name).cloned())
+        let (Some(container), Some(pulled)) = (self.machine.container(&name).cloned(), self.images.get(&name).cloned())
         else {
             return;
         };
@@ -85,7 +86,8 @@ impl Worker {
             pod: self.machine.pod().clone(),
             container,
             attempt,
-            image,
+            image: pulled.image.clone(),
+            image_volumes: pulled.volumes.clone(),
             volumes: self.volumes.clone(),
             // Of the pod as it is now: an ephemeral container may name more than the pod did when it came.
             sources: self.shared.sources.of_pod(self.machine.pod()),
@@ -185,6 +187,11 @@ impl Launch {
         let accounts = accounts::read(&self.image.layers);
         let identity =
             plan::identity::resolve(&self.pod, container, &self.image.config.user, &accounts).map_err(config)?;
+        for (volume, image) in &self.image_volumes {
+            let mounted = volumes::mounts::image(&volumes::image_place(&dir, volume), &image.layers);
+            mounted
+                .map_err(|error| PlanError::Create(format!("ImageVolumeMountFailed: volume {volume:?}: {error}")))?;
+        }
         let mut binds = volumes::binds(container, &self.volumes, env, &dir).map_err(config)?;
         self.add_files(&dir, id, &mut binds)
             .map_err(|error| config(format!("the pod's files cannot be written: {error}")))?;

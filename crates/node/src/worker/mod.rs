@@ -13,7 +13,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use image::store::Image;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use runtime::plan::ContainerPlan;
@@ -23,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::events::PodEvents;
+use crate::images::Pulled;
 use crate::pod_machine::{Effect, Event, Exit, Machine, ProbeKind, Signal, Started, any_container};
 use crate::probes;
 use crate::shared::{Known, Roots, Shared};
@@ -51,7 +51,7 @@ pub enum Message {
     ImageReady {
         container: String,
         name: String,
-        image: Arc<Image>,
+        pulled: Pulled,
     },
     /// What the pod uses of the disk.
     Measured(eviction::Usage),
@@ -87,7 +87,7 @@ pub struct Worker {
     volumes: Arc<BTreeMap<String, Ready>>,
     storage: storage::Storage,
     tokens: Tokens,
-    images: BTreeMap<String, Arc<Image>>,
+    images: BTreeMap<String, Arc<Pulled>>,
     stop_signals: BTreeMap<String, i32>,
     /// Ends of containers whose start has not been told yet.
     early: BTreeMap<String, runtime::plan::Exit>,
@@ -231,11 +231,11 @@ impl Worker {
             }
             // The pod may want another one by now.
             Message::ImageReady { container, name, .. } if !self.machine.awaits_image(&container, &name) => None,
-            Message::ImageReady { container, name, image } => {
-                let image_id = crate::images::image_ref(&image);
-                let signal = launch::stop_signal(&image);
+            Message::ImageReady { container, name, pulled } => {
+                let image_id = crate::images::image_ref(&pulled.image);
+                let signal = launch::stop_signal(&pulled.image);
                 self.stop_signals.insert(container.clone(), signal);
-                self.images.insert(container.clone(), image);
+                self.images.insert(container.clone(), Arc::new(pulled));
                 Some(Event::ImageReady { container, image: name, image_id })
             }
             Message::Measured(usage) => {
@@ -376,11 +376,18 @@ impl Worker {
         let Some(spec) = self.machine.container(&container).cloned() else { return };
         self.answer(async move {
             let name = spec.image.clone().unwrap_or_default();
-            match crate::images::ensure(&shared.images, &shared.client, &events, &pod, &spec).await {
-                Ok(image) => Message::ImageReady { container, name, image },
-                Err(missing) => Message::Machine(Event::ImageFailed {
+            let pulled = async {
+                let volumes = storage::images(&shared, &pod, &events, &spec).await;
+                let volumes = volumes.map_err(|(volume, missing)| (Some(volume), missing))?;
+                let image = crate::images::ensure(&shared.images, &shared.client, &events, &pod, &spec).await;
+                Ok(Pulled { image: image.map_err(|missing| (None, missing))?, volumes })
+            };
+            match pulled.await {
+                Ok(pulled) => Message::ImageReady { container, name, pulled },
+                Err((volume, missing)) => Message::Machine(Event::ImageFailed {
                     container,
                     image: name,
+                    volume,
                     reason: missing.reason.to_owned(),
                     message: missing.message,
                 }),

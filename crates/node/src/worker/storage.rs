@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use image::store::Image;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tracing::{info, warn};
@@ -13,6 +14,7 @@ use tracing::{info, warn};
 use super::{Message, Worker};
 use crate::events::PodEvents;
 use crate::eviction;
+use crate::images::Missing;
 use crate::pod_machine::Event;
 use crate::shared::{Roots, Shared};
 use crate::sources::PodSources;
@@ -47,7 +49,6 @@ struct Gathered {
     sources: Snapshot,
     facts: crate::plan::env::Facts,
     tokens: BTreeMap<String, Vec<Token>>,
-    images: BTreeMap<String, Vec<PathBuf>>,
     declared: Vec<PathBuf>,
     stamp: String,
 }
@@ -60,7 +61,6 @@ impl Gathered {
             sources: &self.sources,
             facts: &self.facts,
             tokens: &self.tokens,
-            images: &self.images,
             declared: &self.declared,
             stamp: &self.stamp,
         }
@@ -156,13 +156,7 @@ impl Worker {
     fn gather(&self) -> impl Future<Output = Result<(Gathered, Tokens), Vec<Failure>>> + Send + 'static {
         let (shared, sources, pod, uid) =
             (self.shared.clone(), self.sources.clone(), self.machine.pod().clone(), self.uid.clone());
-        let (facts, tokens, events) = (self.facts(), self.tokens.clone(), self.events.clone());
-        async move {
-            let images = images(&shared, &pod, &uid, &events).await?;
-            let (mut gathered, tokens) = gather(shared, sources, pod, uid, facts, tokens).await?;
-            gathered.images = images;
-            Ok((gathered, tokens))
-        }
+        gather(shared, sources, pod, uid, self.facts(), self.tokens.clone())
     }
 }
 
@@ -183,7 +177,6 @@ async fn gather(
         sources: snapshot,
         facts,
         tokens: issued,
-        images: BTreeMap::new(),
         declared: declared(&shared.roots, &pod),
         stamp: stamp(now),
         pod,
@@ -191,31 +184,36 @@ async fn gather(
     Ok((gathered, tokens))
 }
 
-/// The layers of the pod's image volumes that are not mounted yet.
-async fn images(
+/// The images, by name, of the volumes that a container mounts and nothing has mounted yet; else the last that is not to be had.
+///
+/// Source: kuberuntime_manager.go, `getImageVolumes` and `toKubeContainerImageVolumes`.
+pub(super) async fn images(
     shared: &Shared,
     pod: &Pod,
-    uid: &str,
     events: &PodEvents,
-) -> Result<BTreeMap<String, Vec<PathBuf>>, Vec<Failure>> {
-    let mut layers = BTreeMap::new();
+    container: &Container,
+) -> Result<BTreeMap<String, Arc<Image>>, (String, Missing)> {
+    let dir = shared.roots.pod(pod.metadata.uid.as_deref().unwrap_or_default());
+    let (mut images, mut missing) = (BTreeMap::new(), None);
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         let Some(source) = &volume.image else { continue };
-        let failed = |message: String| vec![Failure { volume: volume.name.clone(), message }];
-        let mounted = volumes::mounts::mounted().map_err(|error| failed(error.to_string()))?;
-        if mounted.contains(&volumes::image_place(&shared.roots.pod(uid), &volume.name)) {
+        let wanted = container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
+        // What cannot be read now fails when it is mounted, with its reason.
+        let mounted = volumes::mounts::mounted().unwrap_or_default();
+        if !wanted || mounted.contains(&volumes::image_place(&dir, &volume.name)) {
             continue;
         }
-        let wanted = Container {
+        let of_volume = Container {
             image: source.reference.clone(),
             image_pull_policy: source.pull_policy.clone(),
             ..Container::default()
         };
-        let image = crate::images::ensure(&shared.images, &shared.client, events, pod, &wanted).await;
-        let image = image.map_err(|missing| failed(format!("{}: {}", missing.reason, missing.message)))?;
-        layers.insert(volume.name.clone(), image.layers.clone());
+        match crate::images::ensure(&shared.images, &shared.client, events, pod, &of_volume).await {
+            Ok(image) => drop(images.insert(volume.name.clone(), image)),
+            Err(why) => missing = Some((source.reference.clone().unwrap_or_default(), why)),
+        }
     }
-    Ok(layers)
+    missing.map_or(Ok(images), Err)
 }
 
 /// The first volume that comes from the API, for messages about the API.

@@ -43,6 +43,38 @@ async fn private_images_need_the_pods_secret() {
     bed.finish().await;
 }
 
+/// Whoever does not mount it starts, and it is tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_volume_that_cannot_be_pulled_says_so() {
+    let registry = Registry::start().unwrap();
+    let host = registry.address().to_string();
+    let image = format!("{host}/library/tools:1");
+    let bed = Bed::with(Registries::parse(&registry.registries_yaml(&[&host])).unwrap()).await;
+    let script = "cat /tools/etc/passwd; exec sleep 1000";
+    let mounts = json!([{"name": "tools", "mountPath": "/tools"}]);
+    let main = json!({"name": "main", "command": ["sh", "-c", script], "volumeMounts": mounts});
+    let other = json!({"name": "other", "command": ["sleep", "1000"]});
+    let volume = json!({"name": "tools", "image": {"reference": image}});
+    let spec = json!({"containers": [main, other], "volumes": [volume], "terminationGracePeriodSeconds": 0});
+    bed.pod("web", spec).await;
+    let is = |reason: &'static str| move |status: &_| states(status).get("main").is_some_and(|state| state == reason);
+    bed.until("web", "the error", is("ErrImagePull")).await;
+    let status = bed.until("web", "back-off", is("ImagePullBackOff")).await;
+    let waiting = status.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap();
+    let prefix = format!("Back-off pulling image {image:?}: ErrImagePull: rpc error: code = NotFound desc = ");
+    assert!(waiting.message.as_ref().is_some_and(|message| message.starts_with(&prefix)), "{waiting:?}");
+    bed.until("web", "the other", |status| states(status)["other"] == "running").await;
+    bed.until_event(&format!("Warning Failed: Failed to pull image {image:?}: ")).await;
+    bed.until_event(&format!("Normal BackOff: Back-off pulling image {image:?}")).await;
+    bed.until_event("Warning Failed: Error: ImagePullBackOff").await;
+    assert!(!bed.events().await.iter().any(|event| event.contains("FailedMount")));
+
+    registry.add("library/tools", "1", &busybox());
+    bed.until_ready("web").await;
+    bed.until_log("web", "main", "user:x:1000:1000").await;
+    bed.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_and_policies_are_told_apart() {
     let bed = Bed::new().await;
