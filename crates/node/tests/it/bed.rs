@@ -412,6 +412,12 @@ impl Bed {
         self.until(name, phase, |status| status.phase.as_deref() == Some(phase)).await
     }
 
+    /// Waits until one of the pod's containers is in this state, as [`states`] tells it. Events may come before the status.
+    pub async fn until_state(&self, name: &str, container: &str, state: &str) -> PodStatus {
+        let is = |status: &PodStatus| states(status).get(container).is_some_and(|found| found == state);
+        self.until(name, state, is).await
+    }
+
     pub async fn until_ready(&self, name: &str) -> PodStatus {
         self.until(name, "readiness", is_ready).await
     }

@@ -4,7 +4,7 @@ use client::PatchType;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, PATIENCE, PODS, condition, is_ready, states};
+use crate::bed::{Bed, PATIENCE, PODS, condition, is_ready};
 
 const FOREVER: &str = "trap 'exit 0' TERM; while true; do sleep 0.05; done";
 
@@ -191,7 +191,7 @@ async fn a_pod_of_another_runtime_does_not_run() {
     bed.until_ready("usual").await;
     let why = "Failed to create pod sandbox: failed to get sandbox runtime: no runtime for \"kata\" is configured";
     bed.until_event(&format!("Warning FailedCreatePodSandBox: {why}")).await;
-    assert_eq!(bed.status("vm").await.phase.as_deref(), Some("Pending"));
-    assert_eq!(states(&bed.status("vm").await)["main"], "ContainerCreating");
+    let status = bed.until_state("vm", "main", "ContainerCreating").await;
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
     bed.finish().await;
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, states};
+use crate::bed::Bed;
 
 fn main_container(script: &str, more: Value) -> Value {
     let mut container = json!({"name": "main", "command": ["sh", "-c", script]});
@@ -49,11 +49,7 @@ async fn a_missing_secret_is_waited_for() {
         }),
     );
     bed.pod("patient", json!({"containers": [container], "restartPolicy": "Never"})).await;
-    let status = bed
-        .until("patient", "the error", |status| {
-            states(status).get("main").is_some_and(|s| s == "CreateContainerConfigError")
-        })
-        .await;
+    let status = bed.until_state("patient", "main", "CreateContainerConfigError").await;
     let waiting = status.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap();
     assert_eq!(waiting.message.as_deref(), Some("secret \"late\" not found"));
     bed.until_event("Warning Failed: Error: secret \"late\" not found").await;
@@ -109,7 +105,7 @@ async fn host_paths_are_checked_and_waited_for() {
         books.display()
     );
     bed.until_event(&text).await;
-    assert_eq!(states(&bed.status("reader").await)["main"], "ContainerCreating");
+    bed.until_state("reader", "main", "ContainerCreating").await;
     fs::create_dir(&books).unwrap();
     fs::write(books.join("title"), "found").unwrap();
     bed.until_phase("reader", "Succeeded").await;
@@ -151,7 +147,7 @@ async fn security_contexts_become_identities() {
         "Warning Failed: Error: container has runAsNonRoot and image will run as root (pod: \"careless_default(",
     )
     .await;
-    bed.until("careless", "the reason", |status| states(status)["main"] == "CreateContainerConfigError").await;
+    bed.until_state("careless", "main", "CreateContainerConfigError").await;
     bed.finish().await;
 }
 

@@ -6,7 +6,7 @@ use image::registries::Registries;
 use serde_json::json;
 use testkit::registry::{Auth, Registry};
 
-use crate::bed::{Bed, busybox, states};
+use crate::bed::{Bed, busybox};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn private_images_need_the_pods_secret() {
@@ -18,9 +18,8 @@ async fn private_images_need_the_pods_secret() {
     let bed = Bed::with(Registries::parse(&registry.registries_yaml(&[&host])).unwrap()).await;
     let container = json!({"name": "main", "image": image, "command": ["echo", "pulled"]});
     bed.pod("denied", json!({"containers": [container], "restartPolicy": "Never"})).await;
-    let is = |reason: &'static str| move |status: &_| states(status).get("main").is_some_and(|state| state == reason);
-    bed.until("denied", "the error", is("ErrImagePull")).await;
-    let status = bed.until("denied", "back-off", is("ImagePullBackOff")).await;
+    bed.until_state("denied", "main", "ErrImagePull").await;
+    let status = bed.until_state("denied", "main", "ImagePullBackOff").await;
     let message = status.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap().message.unwrap();
     assert!(message.starts_with(&format!("Back-off pulling image {image:?}: ErrImagePull: ")), "{message}");
     assert_eq!(status.phase.as_deref(), Some("Pending"));
@@ -57,13 +56,12 @@ async fn an_image_volume_that_cannot_be_pulled_says_so() {
     let volume = json!({"name": "tools", "image": {"reference": image}});
     let spec = json!({"containers": [main, other], "volumes": [volume], "terminationGracePeriodSeconds": 0});
     bed.pod("web", spec).await;
-    let is = |reason: &'static str| move |status: &_| states(status).get("main").is_some_and(|state| state == reason);
-    bed.until("web", "the error", is("ErrImagePull")).await;
-    let status = bed.until("web", "back-off", is("ImagePullBackOff")).await;
+    bed.until_state("web", "main", "ErrImagePull").await;
+    let status = bed.until_state("web", "main", "ImagePullBackOff").await;
     let waiting = status.container_statuses.unwrap()[0].state.clone().unwrap().waiting.unwrap();
     let prefix = format!("Back-off pulling image {image:?}: ErrImagePull: rpc error: code = NotFound desc = ");
     assert!(waiting.message.as_ref().is_some_and(|message| message.starts_with(&prefix)), "{waiting:?}");
-    bed.until("web", "the other", |status| states(status)["other"] == "running").await;
+    bed.until_state("web", "other", "running").await;
     bed.until_event(&format!("Warning Failed: Failed to pull image {image:?}: ")).await;
     bed.until_event(&format!("Normal BackOff: Back-off pulling image {image:?}")).await;
     bed.until_event("Warning Failed: Error: ImagePullBackOff").await;
@@ -82,11 +80,10 @@ async fn names_and_policies_are_told_apart() {
         let container = json!({"name": "main", "image": image, "imagePullPolicy": "Never"});
         bed.pod(name, json!({"containers": [container]})).await;
     }
-    let is = |reason: &'static str| move |status: &_| states(status).get("main").is_some_and(|state| state == reason);
-    bed.until("never", "the policy", is("ErrImageNeverPull")).await;
+    bed.until_state("never", "main", "ErrImageNeverPull").await;
     bed.until_event("Warning ErrImageNeverPull: Container image \"absent:1\" is not present with pull policy of Never")
         .await;
-    bed.until("wrong", "the name", is("InvalidImageName")).await;
+    bed.until_state("wrong", "main", "InvalidImageName").await;
     bed.until_event(
         "Warning InspectFailed: Failed to apply default image tag \"UPPER:1\": couldn't parse image name \"UPPER:1\": ",
     )

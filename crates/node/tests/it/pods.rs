@@ -71,11 +71,7 @@ async fn crashes_wait_longer_each_time() {
     let bed = Bed::new().await;
     let container = json!({"name": "main", "command": ["sh", "-c", "exit 3"]});
     bed.pod("crash", json!({"containers": [container]})).await;
-    let status = bed
-        .until("crash", "back-off", |status| {
-            states(status).get("main").is_some_and(|state| state == "CrashLoopBackOff")
-        })
-        .await;
+    let status = bed.until_state("crash", "main", "CrashLoopBackOff").await;
     let container = &status.container_statuses.unwrap()[0];
     assert_eq!(container.restart_count, 1);
     let message = container.state.clone().unwrap().waiting.unwrap().message.unwrap();
