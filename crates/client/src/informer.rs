@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{Client, Listing, Scope, Watch};
+use crate::{Client, Listing, Progress, Scope, Watch};
 
 /// The delays between attempts to list again after a failure. Source: client-go `reflector.go`, with an earlier start.
 const FIRST_RELIST: Duration = Duration::from_millis(100);
@@ -232,10 +232,26 @@ impl Changes {
     }
 }
 
+/// The latest state, and how far it is still the latest though nothing was reported.
+struct Published {
+    view: View,
+    progress: Progress,
+}
+
+impl Published {
+    fn revision(&self) -> u64 {
+        (self.progress)(self.view.revision)
+    }
+
+    fn view(&self) -> View {
+        View { revision: self.revision(), ..self.view.clone() }
+    }
+}
+
 /// Follows one scope. Cheap to clone; lives as long as the [`Informers`] that started it.
 #[derive(Clone)]
 pub struct Informer {
-    view: watch::Receiver<View>,
+    view: watch::Receiver<Published>,
     inboxes: Arc<Mutex<Vec<Weak<Inbox>>>>,
 }
 
@@ -247,7 +263,7 @@ pub struct Stopped;
 impl Informer {
     /// The latest state.
     pub fn view(&self) -> View {
-        self.view.borrow().clone()
+        self.view.borrow().view()
     }
 
     /// Waits until the first list has arrived.
@@ -258,22 +274,26 @@ impl Informer {
         self.wait_for(1).await
     }
 
-    /// Waits until the view shows at least `revision`: the resourceVersion of an object in this scope that was written.
+    /// Waits until the view shows at least `revision`, which was written.
     ///
     /// # Errors
     /// [`Stopped`] when it never will.
     pub async fn wait_for(&self, revision: u64) -> Result<View, Stopped> {
-        self.wait_until(|view| view.revision >= revision).await
+        self.reached(|published| published.revision() >= revision).await
     }
 
     /// Waits until the view satisfies a condition.
     ///
     /// # Errors
     /// [`Stopped`] when it never will.
-    pub async fn wait_until(&self, condition: impl FnMut(&View) -> bool) -> Result<View, Stopped> {
+    pub async fn wait_until(&self, mut condition: impl FnMut(&View) -> bool) -> Result<View, Stopped> {
+        self.reached(|published| condition(&published.view)).await
+    }
+
+    async fn reached(&self, condition: impl FnMut(&Published) -> bool) -> Result<View, Stopped> {
         let mut view = self.view.clone();
         let reached = view.wait_for(condition).await.map_err(|_| Stopped)?;
-        Ok(reached.clone())
+        Ok(reached.view())
     }
 
     /// Subscribes to changes, beginning with all objects there are.
@@ -312,7 +332,8 @@ impl Informers {
 
     /// Begins to follow `scope`. The functions of `indexes` are numbered from 0 for [`View::indexed`].
     pub fn start(&mut self, client: &Client, scope: Scope, indexes: &[IndexFn]) -> Informer {
-        let (publish, view) = watch::channel(View::new(scope.resource.clone(), indexes));
+        let view = View::new(scope.resource.clone(), indexes);
+        let (publish, view) = watch::channel(Published { view, progress: Arc::new(|revision| revision) });
         let informer = Informer { view, inboxes: Arc::default() };
         let publisher = Publisher { view: publish, inboxes: informer.inboxes.clone() };
         let (client, cancel) = (client.clone(), self.cancel.clone());
@@ -330,16 +351,16 @@ impl Informers {
 }
 
 struct Publisher {
-    view: watch::Sender<View>,
+    view: watch::Sender<Published>,
     inboxes: Arc<Mutex<Vec<Weak<Inbox>>>>,
 }
 
 impl Publisher {
     /// Changes the view, then tells the subscribers.
-    fn publish(&self, change: impl FnOnce(&mut View) -> Vec<Delta>) {
+    fn publish(&self, change: impl FnOnce(&mut Published) -> Vec<Delta>) {
         let mut inboxes = lock(&self.inboxes);
         let mut deltas = Vec::new();
-        self.view.send_modify(|view| deltas = change(view));
+        self.view.send_modify(|published| deltas = change(published));
         if deltas.is_empty() {
             return;
         }
@@ -357,7 +378,10 @@ async fn follow(client: &Client, scope: &Scope, publisher: &Publisher) {
         let error = match client.list_watch(scope.clone()).await {
             Ok((listing, watch)) => {
                 delay = FIRST_RELIST;
-                publisher.publish(|view| view.replace(&listing));
+                publisher.publish(|published| {
+                    published.progress = watch.progress();
+                    published.view.replace(&listing)
+                });
                 drop(listing);
                 pump(watch, publisher).await
             }
@@ -379,7 +403,7 @@ async fn pump(mut watch: Box<dyn Watch>, publisher: &Publisher) -> Status {
         match watch.next().await {
             Ok(changes) => {
                 let revision = watch.revision();
-                publisher.publish(|view| view.apply(&changes, revision));
+                publisher.publish(|published| published.view.apply(&changes, revision));
             }
             Err(error) => return error,
         }

@@ -117,7 +117,15 @@ pub trait Watch: Send {
 
     /// The revision up to which everything has been returned.
     fn revision(&self) -> u64;
+
+    /// Tells how far what was returned up to a revision is still all there is, to those who cannot wait for [`next`](Self::next).
+    fn progress(&self) -> Progress {
+        Arc::new(|revision| revision)
+    }
 }
+
+/// Of a revision, the latest at which what is watched is as it was then.
+pub type Progress = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
 
 /// A transport with an identity, cheap to clone.
 #[derive(Clone)]

@@ -338,4 +338,8 @@ impl client::Watch for LocalWatch {
     fn revision(&self) -> u64 {
         self.0.revision()
     }
+
+    fn progress(&self) -> client::Progress {
+        self.0.progress()
+    }
 }

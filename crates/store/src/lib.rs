@@ -4,7 +4,7 @@
 //! Semantics follow etcd's KV and watch guarantees (`etcd.io/docs`, api_guarantees): watches are ordered, unique, atomic,
 //! reliable, resumable and bookmarkable.
 //!
-//! [`memory::Memory`] and [`durable::Durable`] share one engine (`state`, pure) and one reading side (`view`). The durable one
+//! [`memory::Memory`] and [`durable::Durable`] share one engine (`state`, pure) and one reading side (`view`, `topics`). The durable one
 //! adds, from the outside in: one thread that writes (`writer`), the log (`log`) and checkpoints (`checkpoint`), what they
 //! hold (`record`), how that is told from damage (`frame`), and the way back after a restart (`recover`). Disk and randomness
 //! are values (`vfs`, `seal`), so that tests can crash and fail every call.
@@ -21,6 +21,7 @@ mod record;
 mod recover;
 pub mod seal;
 pub mod state;
+mod topics;
 pub mod vfs;
 mod view;
 mod writer;
@@ -64,19 +65,23 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Compacted`] when history no longer reaches back to `after`, [`Error::Future`] when it does not exist yet.
     fn watch(&self, prefix: &str, after: u64) -> Result<Box<dyn Cursor>, Error>;
+
+    /// The latest revision at which keys beginning with `prefix` are known to be as they were at `revision`: it moves on with changes
+    /// elsewhere. Known only while they are watched; otherwise `revision` itself.
+    fn unchanged(&self, prefix: &str, revision: u64) -> u64;
 }
 
-/// A place in the shared history. Holds no buffer of its own.
+/// A place in the shared history. Holds no buffer of its own, and is not woken by changes elsewhere.
 pub trait Cursor: Send {
-    /// Waits for the next changes: whole transactions, in order. An empty batch means that history moved on without a match.
+    /// Waits for the next changes: whole transactions, in order. A batch may be empty after a look at what was no match.
     ///
     /// Cancellation safe.
     ///
     /// # Errors
-    /// [`Error::Compacted`] when this cursor fell behind the history that is kept.
+    /// [`Error::Compacted`] when history no longer holds a change that was to be returned.
     fn next(&mut self) -> BoxFuture<'_, Result<Vec<Change>, Error>>;
 
-    /// The revision up to which everything has been returned: the value of a bookmark.
+    /// The revision up to which everything has been returned: the value of a bookmark. Moves on with changes elsewhere.
     fn revision(&self) -> u64;
 }
 

@@ -54,6 +54,10 @@ impl Store for Memory {
     fn watch(&self, prefix: &str, after: u64) -> Result<Box<dyn Cursor>, Error> {
         self.view.watch(prefix, after)
     }
+
+    fn unchanged(&self, prefix: &str, revision: u64) -> u64 {
+        self.view.unchanged(prefix, revision)
+    }
 }
 
 #[cfg(test)]

@@ -159,6 +159,11 @@ impl State {
         let start = self.history.partition_point(|(_, commit)| commit.revision <= revision);
         self.history.range(start..).map(|(_, commit)| commit)
     }
+
+    /// What history holds of one revision.
+    pub fn at_revision(&self, revision: u64) -> impl Iterator<Item = &Commit> {
+        self.since(revision - 1).take_while(move |commit| commit.revision == revision)
+    }
 }
 
 /// Undoes `commits`, given newest first.

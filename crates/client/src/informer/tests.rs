@@ -149,3 +149,38 @@ async fn a_view_moves_on_without_changes() {
     let (_informers, informer) = start(vec![Step::List(10, vec![]), Step::Changes(15, vec![])]);
     assert_eq!(informer.wait_for(15).await.unwrap().revision(), 15);
 }
+
+/// A watch that knows better than it says where it is.
+struct Asleep;
+
+impl Watch for Asleep {
+    fn next(&mut self) -> BoxFuture<'_, Result<Vec<Change>, Status>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn revision(&self) -> u64 {
+        10
+    }
+
+    fn progress(&self) -> Progress {
+        Arc::new(|revision| revision + 5)
+    }
+}
+
+impl Transport for Asleep {
+    fn call(&self, _: Call) -> BoxFuture<'_, Result<Arc<Object>, Status>> {
+        Box::pin(async { Err(Status::unavailable("asleep")) })
+    }
+
+    fn list_watch(&self, _: Scope) -> BoxFuture<'_, Result<Watched, Status>> {
+        Box::pin(async { Ok((Listing { revision: 10, objects: Vec::new() }, Box::new(Asleep) as Box<dyn Watch>)) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_moves_on_without_being_told() {
+    let mut informers = Informers::new(&CancellationToken::new());
+    let informer = informers.start(&Client::new(Arc::new(Asleep)), PODS.everywhere(), &[]);
+    assert_eq!(informer.wait_for(15).await.unwrap().revision(), 15);
+    assert_eq!(informer.view().revision(), 15);
+}

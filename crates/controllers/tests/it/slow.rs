@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::object::{Change, Object};
 use api::status::Status;
-use client::{BoxFuture, Call, Client, PatchType, Resource, Scope, Transport, Watch, Watched};
+use client::{BoxFuture, Call, Client, PatchType, Progress, Resource, Scope, Transport, Watch, Watched};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
@@ -49,6 +49,10 @@ impl Watch for SlowWatch {
 
     fn revision(&self) -> u64 {
         self.0.revision()
+    }
+
+    fn progress(&self) -> Progress {
+        self.0.progress()
     }
 }
 

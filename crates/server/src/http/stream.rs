@@ -416,6 +416,29 @@ mod tests {
         assert_eq!(Instant::now(), began);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_bookmark_is_recent_though_only_others_have_changed() {
+        let user = User::loopback("tester");
+        let server = server(&user);
+        let registry = &server.registry;
+        let find = |resource| registry.catalog.find("", "v1", resource).unwrap();
+        let warnings = Warnings::default();
+        let by = Writer { user: &user, manager: "", create_refused: None, dry_run: false, warnings: &warnings };
+        let when = When::parse(&Query::parse("watch=true"), true).unwrap();
+        let watch = registry.watch(Selection::all(find("secrets"), ""), &when).await.unwrap();
+        let timeout = 2 * BOOKMARKS;
+        let sending = Sending { form: Form::Whole, include: Include::default(), bookmarks: true, timeout };
+        let mut events = stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new());
+        for n in 0..9 {
+            let map = json!({"metadata": {"name": format!("m{n}")}});
+            registry.create(find("configmaps"), "default", map, by).await.unwrap();
+        }
+        let bookmark: Value = serde_json::from_slice(&events.next().await.unwrap()).unwrap();
+        assert_eq!(bookmark["type"], "BOOKMARK");
+        let now = registry.store.snapshot().revision();
+        assert_eq!(bookmark["object"]["metadata"]["resourceVersion"], now.to_string());
+    }
+
     #[tokio::test]
     async fn a_burst_goes_at_once_and_a_storm_at_its_pace() {
         let start = Instant::now();

@@ -7,6 +7,7 @@ use std::vec::IntoIter;
 
 use api::object::{Change, Object};
 use api::status::Status;
+use client::Progress;
 use store::Cursor;
 
 use super::list::When;
@@ -64,7 +65,7 @@ impl Registry {
 }
 
 impl Watch {
-    /// Waits for the next event. A bookmark is returned when history moved on without one.
+    /// Waits for the next event. A bookmark is returned when nothing of what was looked at is selected.
     ///
     /// Cancellation safe.
     ///
@@ -108,6 +109,12 @@ impl Watch {
     /// The revision up to which everything has been reported, once nothing is [`ready`](Self::ready).
     pub fn revision(&self) -> u64 {
         self.cursor.revision()
+    }
+
+    /// Tells of a revision how far nothing in reach of the selection has changed since.
+    pub fn progress(&self) -> Progress {
+        let (store, prefix) = (self.registry.store.clone(), self.selection.prefix().to_owned());
+        Arc::new(move |revision| store.unchanged(&prefix, revision))
     }
 }
 

@@ -96,7 +96,9 @@ for_every_form!(
     exactly_one_of_many_creators_wins,
     a_waiting_watch_is_woken,
     a_dropped_wait_loses_nothing,
-    a_watch_sees_that_history_moved_on,
+    a_watch_moves_on_while_others_change,
+    a_watch_that_slept_through_a_compaction_misses_nothing,
+    a_watch_whose_change_is_compacted_away_ends,
     a_slow_watch_costs_nothing_and_ends_when_its_place_is_gone,
     large_objects_are_kept,
 );
@@ -327,13 +329,50 @@ async fn a_dropped_wait_loses_nothing(form: Form) {
     }
 }
 
-async fn a_watch_sees_that_history_moved_on(form: Form) {
+async fn a_watch_moves_on_while_others_change(form: Form) {
     let fixture = form.store(Limits::default());
     let store = &fixture.store;
-    let mut watch = store.watch("/core/secrets/", store.snapshot().revision()).unwrap();
+    let start = store.snapshot().revision();
+    let watch = store.watch("/core/secrets/", start).unwrap();
     let other = store.txn(vec![], vec![put("/core/pods/default/a", "1")]).await.unwrap().revision;
-    assert!(watch.next().await.unwrap().is_empty());
     assert_eq!(watch.revision(), other);
+
+    store.txn(vec![], vec![put("/core/secrets/default/a", "1")]).await.unwrap();
+    store.txn(vec![], vec![put("/core/pods/default/a", "2")]).await.unwrap();
+    assert_eq!(watch.revision(), other, "what comes next has not been returned");
+    assert_eq!(store.unchanged("/core/secrets/", start), other);
+    drop(watch);
+    assert_eq!(store.unchanged("/core/secrets/", start), start, "nobody follows them any more");
+}
+
+async fn a_watch_that_slept_through_a_compaction_misses_nothing(form: Form) {
+    let fixture = form.store(limits(4));
+    let store = &fixture.store;
+    let start = store.snapshot().revision();
+    let mut watch = store.watch("/core/secrets/", start).unwrap();
+    for n in 0..20 {
+        store.txn(vec![], vec![put("/core/pods/default/a", &n.to_string())]).await.unwrap();
+    }
+    assert!(store.watch("/core/secrets/", start).is_err(), "who begins there is told that it is gone");
+    for name in ["/core/secrets/default/a", "/core/pods/default/a", "/core/secrets/default/b"] {
+        store.txn(vec![], vec![put(name, "new")]).await.unwrap();
+    }
+    let seen = watch.next().await.unwrap();
+    assert_eq!(seen.iter().map(|change| change.key().name()).collect::<Vec<_>>(), ["a", "b"]);
+}
+
+async fn a_watch_whose_change_is_compacted_away_ends(form: Form) {
+    let fixture = form.store(limits(4));
+    let store = &fixture.store;
+    let mut watch = store.watch("/core/secrets/", store.snapshot().revision()).unwrap();
+    let seen = store.txn(vec![], vec![put("/core/secrets/default/a", "1")]).await.unwrap().revision;
+    assert_eq!(watch.next().await.unwrap().len(), 1);
+    store.txn(vec![], vec![put("/core/secrets/default/a", "2")]).await.unwrap();
+    for n in 0..4 {
+        store.txn(vec![], vec![put("/core/pods/default/a", &n.to_string())]).await.unwrap();
+    }
+    let gone = watch.next().await.unwrap_err();
+    assert!(matches!(gone, Error::Compacted { requested, .. } if requested == seen), "{gone}");
 }
 
 async fn a_slow_watch_costs_nothing_and_ends_when_its_place_is_gone(form: Form) {
