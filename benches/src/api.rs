@@ -7,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Env;
 use crate::equal;
-use crate::figures::{Figures, Measure};
+use crate::figures::{Figures, Measure, Which};
 use crate::fixtures::{NAMESPACE, config_map, pod};
 use crate::load::{Ask, Client, Outcome};
-use crate::side::{Cluster, Parts, Which};
+use crate::side::{Cluster, Parts};
 use crate::stats::median;
 
 const CONNECTIONS: usize = 64;
@@ -28,6 +28,7 @@ const SERIAL_TIME: Measure = Measure::cost("create_serial", "ms");
 const SERIAL_CPU: Measure = Measure::cost("create_serial_cpu", "µs of CPU");
 const WRITE_RATE: Measure = Measure::rate("create_64_writers", "1/s");
 const WRITE_CPU: Measure = Measure::cost("create_64_writers_cpu", "µs of CPU");
+const BESIDE_CPU: Measure = Measure::cost("create_beside_watches_cpu", "µs of CPU beside 200 idle watches of Pods");
 const GET_RATE: Measure = Measure::rate("get", "1/s");
 const GET_CPU: Measure = Measure::cost("get_cpu", "µs of CPU");
 const POD_RATE: Measure = Measure::rate("create_pods", "1/s");
@@ -81,6 +82,14 @@ fn measure(which: Which, cluster: &Cluster, client: &Client, figures: &mut Figur
     let load = timed(CONNECTIONS, WRITES, Box::new(create("write")))?;
     figures.record(which, WRITE_RATE, load.rate);
     figures.record(which, WRITE_CPU, load.cpu * 1e6);
+
+    let idle = "/api/v1/namespaces/default/pods?watch=1&timeoutSeconds=300";
+    let cpu = client.holding(WATCHERS, idle, async || {
+        let before = cluster.account.cpu()?;
+        client.loading(CONNECTIONS, WRITES, create("beside")).await?;
+        Ok(cluster.account.cpu()? - before)
+    })?;
+    figures.record(which, BESIDE_CPU, cpu.as_secs_f64() * 1e6 / WRITES as f64);
 
     let load = {
         let path = config_maps.clone();

@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use testkit::upstream::node::Throttles;
 
 use crate::Env;
-use crate::figures::{Figures, Measure};
+use crate::figures::{Figures, Measure, Which};
 use crate::fixtures::{NAMESPACE, deployment};
 use crate::pod;
-use crate::side::{Cluster, Parts, Which};
+use crate::side::{Cluster, Parts};
 
 const PODS: usize = 50;
 

@@ -4,8 +4,19 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::side::Which;
 use crate::stats::{Better, median, ratio, ratio_spread, spread};
+
+/// The two sides of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Coracle,
+    Peer,
+}
+
+impl Which {
+    /// In the order of a round: A B.
+    pub const BOTH: [Self; 2] = [Self::Coracle, Self::Peer];
+}
 
 /// One thing that is measured on both sides.
 #[derive(Clone, Copy, Debug)]

@@ -17,8 +17,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use testkit::debian::crate_target;
 
 use crate::Env;
-use crate::figures::{Figures, Measure};
-use crate::side::Which;
+use crate::figures::{Figures, Measure, Which};
 use crate::stats::median;
 
 const SYNCS: usize = 200;

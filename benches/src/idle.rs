@@ -9,8 +9,8 @@ use anyhow::Result;
 use testkit::upstream::node::Throttles;
 
 use crate::Env;
-use crate::figures::{Figures, Measure};
-use crate::side::{Cluster, Parts, Which};
+use crate::figures::{Figures, Measure, Which};
+use crate::side::{Cluster, Parts};
 
 /// After the node is Ready, until what the start has stirred up has settled.
 const SETTLE: Duration = Duration::from_secs(45);

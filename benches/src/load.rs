@@ -142,33 +142,39 @@ impl Client {
     /// # Errors
     /// When a connection fails or an answer is not 2xx.
     pub fn load(&self, width: usize, total: usize, ask: impl Fn(usize) -> Ask + 'static) -> Result<Outcome> {
-        self.block(async {
-            let connections = self.connections(width).await?;
-            let (next, ask) = (Rc::new(Cell::new(0)), Rc::new(ask));
-            let began = Instant::now();
-            let mut workers = Vec::new();
-            for mut sender in connections {
-                let (next, ask, client) = (next.clone(), ask.clone(), self.address);
-                workers.push(tokio::task::spawn_local(async move {
-                    let (mut latencies, mut bytes) = (Vec::new(), 0);
-                    while next.get() < total {
-                        let n = next.replace(next.get() + 1);
-                        let began = Instant::now();
-                        bytes += whole(&mut sender, client, ask(n)).await?;
-                        latencies.push(began.elapsed());
-                    }
-                    anyhow::Ok((latencies, bytes))
-                }));
-            }
-            let mut outcome = Outcome { elapsed: Duration::ZERO, latencies: Vec::new(), bytes: 0 };
-            for worker in workers {
-                let (latencies, bytes) = worker.await??;
-                outcome.latencies.extend(latencies);
-                outcome.bytes += bytes;
-            }
-            outcome.elapsed = began.elapsed();
-            Ok(outcome)
-        })
+        self.block(self.loading(width, total, ask))
+    }
+
+    /// As [`Client::load`], beside other things that the client does.
+    ///
+    /// # Errors
+    /// As [`Client::load`].
+    pub async fn loading(&self, width: usize, total: usize, ask: impl Fn(usize) -> Ask + 'static) -> Result<Outcome> {
+        let connections = self.connections(width).await?;
+        let (next, ask) = (Rc::new(Cell::new(0)), Rc::new(ask));
+        let began = Instant::now();
+        let mut workers = Vec::new();
+        for mut sender in connections {
+            let (next, ask, client) = (next.clone(), ask.clone(), self.address);
+            workers.push(tokio::task::spawn_local(async move {
+                let (mut latencies, mut bytes) = (Vec::new(), 0);
+                while next.get() < total {
+                    let n = next.replace(next.get() + 1);
+                    let began = Instant::now();
+                    bytes += whole(&mut sender, client, ask(n)).await?;
+                    latencies.push(began.elapsed());
+                }
+                anyhow::Ok((latencies, bytes))
+            }));
+        }
+        let mut outcome = Outcome { elapsed: Duration::ZERO, latencies: Vec::new(), bytes: 0 };
+        for worker in workers {
+            let (latencies, bytes) = worker.await??;
+            outcome.latencies.extend(latencies);
+            outcome.bytes += bytes;
+        }
+        outcome.elapsed = began.elapsed();
+        Ok(outcome)
     }
 
     /// Opens `watchers` watches of `path`, each on a connection of its own, then makes `total` requests over `width` others, and waits
@@ -220,7 +226,7 @@ impl Client {
     ///
     /// # Errors
     /// When a watch cannot be opened, or what `measure` returns.
-    pub fn holding<T>(&self, watchers: usize, path: &str, measure: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn holding<T>(&self, watchers: usize, path: &str, measure: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
         self.block(async {
             let mut held = Vec::new();
             for mut sender in self.connections(watchers).await? {
@@ -228,7 +234,7 @@ impl Client {
                 ensure!(answer.status().is_success(), "a watch is answered with {}", answer.status());
                 held.push((sender, answer));
             }
-            measure()
+            measure().await
         })
     }
 

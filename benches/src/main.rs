@@ -16,6 +16,7 @@ mod memory;
 mod oci;
 mod pod;
 mod report;
+mod restart;
 mod side;
 mod start;
 mod stats;
@@ -44,6 +45,7 @@ const BENCHES: &[Bench] = &[
     Bench { name: "floor", about: "what the machine itself can do", run: floor::run, upstream: false },
     Bench { name: "api", about: "creating, reading, listing and watching objects", run: api::run, upstream: true },
     Bench { name: "start", about: "from an empty directory to a Ready node", run: start::run, upstream: true },
+    Bench { name: "restart", about: "from kill -9 with many objects to ready", run: restart::run, upstream: true },
     Bench { name: "idle", about: "memory and CPU of an empty cluster", run: idle::run, upstream: true },
     Bench { name: "pod", about: "from a pod's creation to its running", run: pod::run, upstream: true },
     Bench { name: "memory", about: "memory of an object and of a watch", run: memory::run, upstream: true },

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::Env;
-use crate::figures::{Figures, Measure};
+use crate::figures::{Figures, Measure, Which};
 use crate::fixtures::{NAMESPACE, config_map};
 use crate::load::Ask;
-use crate::side::{Cluster, Parts, Which};
+use crate::side::{Cluster, Parts};
 
 const OBJECTS: usize = 10_000;
 const WATCHES: usize = 1_000;
@@ -42,7 +42,7 @@ pub fn run(env: &Env) -> Result<Figures> {
             figures.record(which, PER_OBJECT, (with_objects - before) / OBJECTS as f64);
             // Watches of something that never changes.
             let path = "/api/v1/namespaces/default/pods?watch=1&timeoutSeconds=600";
-            let with_watches = client.holding(WATCHES, path, || Ok(settled()))?;
+            let with_watches = client.holding(WATCHES, path, async || Ok(settled()))?;
             figures.record(which, PER_WATCH, (with_watches - with_objects) / WATCHES as f64);
         }
     }

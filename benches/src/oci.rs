@@ -22,14 +22,12 @@ use testkit::upstream::container_runtime::ContainerRuntime;
 
 use crate::Env;
 use crate::account::Account;
-use crate::figures::{Figures, Measure};
-use crate::side::Which;
+use crate::figures::{Figures, Measure, Which};
+use crate::side::OCI_LAB;
 use crate::stats::median;
 
 /// The hidden first argument of the child.
 pub const INSIDE: &str = "inside-oci";
-/// The lab's name.
-pub const LAB: &str = "bench3";
 const CONTAINERS: usize = 30;
 /// Before the clock runs.
 const WARM: usize = 3;
@@ -42,7 +40,7 @@ const AGAINST_RUNC: [Measure; 2] =
 
 pub fn run(env: &Env) -> Result<Figures> {
     let programs = ContainerRuntime::unpacked()?;
-    let mut lab = Lab::new(LAB)?;
+    let mut lab = Lab::new(OCI_LAB)?;
     lab.add_host("rack")?;
     let host = lab.host(0);
     let account = Account::open(&host.cgroup_root)?;

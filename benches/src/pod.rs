@@ -8,9 +8,9 @@ use testkit::host::eventually;
 use testkit::upstream::node::Throttles;
 
 use crate::Env;
-use crate::figures::{Figures, Measure};
+use crate::figures::{Figures, Measure, Which};
 use crate::fixtures::{NAMESPACE, running_pod};
-use crate::side::{Cluster, Parts, Which};
+use crate::side::{Cluster, Parts};
 use crate::stats::median;
 
 /// Pods of a round, after one that has pulled the image.

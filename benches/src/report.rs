@@ -83,8 +83,9 @@ fn page(facts: &Facts, figures: &Figures) -> String {
          - Before anything is timed, both sides must give the same answers as canonical JSON, with managedFields, over TLS 1.3 with one \
          cipher suite and P-256, refuse strangers by RBAC, and sync to disk before they answer a write; otherwise no ratio is printed.\n\
          - `floor_…` is what the machine itself can do, without either side.\n\
-         - `api` and `memory`: the peer is etcd and kube-apiserver alone; coracle runs whole. JSON, HTTP/1.1, 64 connections from one \
+         - `api`, `restart` and `memory`: the peer is etcd and kube-apiserver alone; coracle runs whole. JSON, HTTP/1.1, 64 connections from one \
          client on the same two cores.\n\
+         - `restart`: both are killed with SIGKILL and find their files in the page cache; the count of objects must be the same after it.\n\
          - `start`, `idle`, `pod`, `burst`: the peer is etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy \
          (nftables) and containerd with runc and a CNI bridge, without leader election; it has no DNS and no ingress, coracle has both.\n\
          - `…_unthrottled`: the same with the peer's client limits raised to 5000 requests per second.\n\

@@ -19,34 +19,18 @@ use testkit::web::Api;
 
 use crate::Env;
 use crate::account::Account;
+use crate::figures::Which;
 use crate::fixtures::NAMESPACE;
 use crate::load::{Ask, Client};
-use crate::oci;
 
 /// Longer than any start takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Where the registry with the images of a side listens.
 const REGISTRY: &str = "127.0.0.1:5000";
+/// The machine of the bench that has no cluster.
+pub const OCI_LAB: &str = "bench3";
 /// A user who is no administrator: each request is judged by a role.
 const USER: &str = "bench";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    Coracle,
-    Peer,
-}
-
-impl Which {
-    /// In the order of a round: A B.
-    pub const BOTH: [Self; 2] = [Self::Coracle, Self::Peer];
-
-    fn lab(self) -> &'static str {
-        match self {
-            Self::Coracle => "bench1",
-            Self::Peer => "bench2",
-        }
-    }
-}
 
 /// How much of the peer runs. coracle is always whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +39,14 @@ pub enum Parts {
     Api,
     /// Everything that makes one node.
     Whole(Throttles),
+}
+
+/// The machine of a side.
+fn lab(which: Which) -> &'static str {
+    match which {
+        Which::Coracle => "bench1",
+        Which::Peer => "bench2",
+    }
 }
 
 /// A running side. Dropping it takes everything down.
@@ -90,7 +82,7 @@ impl Cluster {
     /// # Errors
     /// When a program ends or is not ready in time; the end of its log is in the message.
     pub fn start(env: &Env, which: Which, parts: Parts) -> Result<Self> {
-        let mut lab = Lab::new(which.lab())?;
+        let mut lab = Lab::new(lab(which))?;
         lab.add_host("rack")?;
         let account = Account::open(&lab.host(0).cgroup_root)?;
         let registry = registry(&lab)?;
@@ -176,6 +168,37 @@ impl Cluster {
         Path::new("/run/netns").join(self.lab.switch())
     }
 
+    /// Kills what serves the API, and starts it again on the same data: returns time and CPU until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready; the end of its log is in the message.
+    pub fn restart(&mut self) -> Result<(Duration, Duration)> {
+        let host = self.lab.host(0);
+        match &mut self.programs {
+            Programs::Coracle { server, .. } => {
+                server.kill()?;
+                server.wait()?;
+            }
+            Programs::Peer { control_plane, .. } => control_plane.kill(),
+        }
+        let (began, before) = (Instant::now(), self.account.cpu()?);
+        match &mut self.programs {
+            Programs::Coracle { binary, server } => {
+                *server = spawn_coracle(binary, &self.lab, &self.account)?;
+                eventually(PATIENCE, "coracle's API", || {
+                    coracle_must_run(server, &log(&self.lab))?;
+                    Ok(self.api.get("/readyz").is_ok().then_some(()))
+                })?;
+            }
+            Programs::Peer { control_plane, .. } => {
+                control_plane.launch(host)?;
+                control_plane.pids().into_iter().try_for_each(|(_, pid)| self.account.adopt(pid))?;
+                control_plane.wait_until_ready()?;
+            }
+        }
+        Ok((began.elapsed(), self.account.cpu()? - before))
+    }
+
     /// # Errors
     /// When a program has ended; the end of its log is in the message.
     pub fn must_run(&mut self) -> Result<()> {
@@ -194,8 +217,8 @@ impl Cluster {
 /// # Errors
 /// When something is still in use.
 pub fn clean() -> Result<()> {
-    let labs = Which::BOTH.map(Which::lab);
-    labs.into_iter().chain([oci::LAB]).try_for_each(|lab| remove_leftovers(&labs_dir().join(lab)))
+    let labs = Which::BOTH.map(lab);
+    labs.into_iter().chain([OCI_LAB]).try_for_each(|lab| remove_leftovers(&labs_dir().join(lab)))
 }
 
 fn registry(lab: &Lab) -> Result<Registry> {
@@ -219,17 +242,23 @@ fn coracle_must_run(server: &mut Child, log: &Path) -> Result<()> {
     Ok(())
 }
 
+fn spawn_coracle(binary: &Path, lab: &Lab, account: &Account) -> Result<Child> {
+    let host = lab.host(0);
+    let mut command = host.command(binary);
+    command.args(["server", "--cgroup-root", &host.cgroup_root]);
+    let output = fs::File::create(log(lab))?;
+    let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn()?;
+    account.adopt(server.id())?;
+    Ok(server)
+}
+
 type Started = (Programs, Api, Duration);
 
 fn start_coracle(env: &Env, lab: &Lab, account: &Account, registry: &Registry) -> Result<Started> {
     let host = lab.host(0);
     fs::write(host.dir.join("etc/coracle/registries.yaml"), registry.registries_yaml(&["docker.io"]))?;
-    let output = fs::File::create(log(lab))?;
     let began = Instant::now();
-    let mut command = host.command(&env.coracle);
-    command.args(["server", "--cgroup-root", &host.cgroup_root]);
-    let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn()?;
-    account.adopt(server.id())?;
+    let server = spawn_coracle(&env.coracle, lab, account)?;
     let mut programs = Programs::Coracle { binary: env.coracle.clone(), server };
     let kubeconfig = host.dir.join("etc/coracle/kubeconfig");
     let api = eventually(PATIENCE, "coracle's API", || {

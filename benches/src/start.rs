@@ -4,8 +4,8 @@ use anyhow::Result;
 use testkit::upstream::node::Throttles;
 
 use crate::Env;
-use crate::figures::{Figures, Measure};
-use crate::side::{Cluster, Parts, Which};
+use crate::figures::{Figures, Measure, Which};
+use crate::side::{Cluster, Parts};
 
 const NODE_READY: Measure = Measure::cost("node_ready", "ms");
 

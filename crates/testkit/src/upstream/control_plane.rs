@@ -15,7 +15,7 @@ use rcgen::{
 
 use super::process::Processes;
 use crate::debian::{Debian, crate_target};
-use crate::host::{Lab, eventually};
+use crate::host::{Host, Lab, eventually};
 use crate::web::Api;
 
 /// The suite whose etcd is taken: the first with 3.5, which answers consistent reads from the watch cache.
@@ -33,6 +33,8 @@ pub struct ControlPlane {
     authority_pem: String,
     admin: PathBuf,
     api: Api,
+    /// Name, program and flags, in the order in which they start.
+    programs: [(&'static str, PathBuf, Vec<String>); 2],
     processes: Processes,
 }
 
@@ -65,17 +67,37 @@ impl ControlPlane {
         files.client("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?;
         let admin = files.kubeconfig("kubernetes-admin", Some("system:masters"))?;
         let api = Api::new(netns, &fs::read_to_string(&admin)?)?;
-        let mut started = Self { address, authority, authority_pem, admin, api, processes: Processes::new(&dir), dir };
-        started.processes.spawn(host, "etcd", &etcd, &etcd_flags(&started.dir))?;
-        let mut flags = apiserver_flags(&started.dir, &host.ipv4);
+        let mut flags = apiserver_flags(&dir, &host.ipv4);
         flags.extend(more.iter().map(|flag| (*flag).to_owned()));
-        started.processes.spawn(host, "kube-apiserver", &apiserver, &flags)?;
-        eventually(PATIENCE, "upstream's API", || {
-            started.must_run()?;
-            Ok(started.api.get("/readyz").is_ok().then_some(()))
-        })
-        .with_context(|| started.processes.logs())?;
+        let programs = [("etcd", etcd, etcd_flags(&dir)), ("kube-apiserver", apiserver, flags)];
+        let processes = Processes::new(&dir);
+        let mut started = Self { dir, address, authority, authority_pem, admin, api, programs, processes };
+        started.launch(host)?;
+        started.wait_until_ready()?;
         Ok(started)
+    }
+
+    /// Kills both, as a crash would: `SIGKILL`. Their files stay.
+    pub fn kill(&mut self) {
+        self.processes.stop();
+    }
+
+    /// Starts both on the files that are there.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn launch(&mut self, host: &Host) -> Result<()> {
+        self.programs.iter().try_for_each(|(name, program, flags)| self.processes.spawn(host, name, program, flags))
+    }
+
+    /// # Errors
+    /// When a program ends, or the API is not ready in time; the logs are in the message.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        eventually(PATIENCE, "upstream's API", || {
+            self.must_run()?;
+            Ok(self.api.get("/readyz").is_ok().then_some(()))
+        })
+        .with_context(|| self.processes.logs())
     }
 
     /// Where the API listens, in the lab's network.
