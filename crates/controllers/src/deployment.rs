@@ -3,8 +3,6 @@
 //! One pass decides on scaling, on the status and on the history together; each ReplicaSet is written at most once in it.
 //! Source: kubernetes `pkg/controller/deployment/{deployment_controller,sync,rolling,recreate,progress}.go`.
 
-use std::time::Duration;
-
 use api::key::{GroupResource, Key};
 use client::Resource;
 use client::events::reference_to;
@@ -77,12 +75,12 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
         if limits::is_recreate(deployment) {
             let waits = rollout.scale_down_for_recreate() || rollout.old_pods_run(&observed.running);
             if !waits {
-                created = rollout.new_set_or_create(observed, &mut current);
+                created = new_set_or_create(&rollout, observed, &mut current);
                 rollout.scale_new_to(replicas(deployment));
                 actions.extend(clean_up_when_complete(&rollout));
             }
         } else {
-            created = rollout.new_set_or_create(observed, &mut current);
+            created = new_set_or_create(&rollout, observed, &mut current);
             if !rollout.scale_up_new() && !rollout.scale_down_old() {
                 actions.extend(clean_up_when_complete(&rollout));
             }
@@ -102,6 +100,34 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
         actions.extend(status::progress_check(deployment, &next, *now).map(|after| Action::RunAgain { after }));
     }
     actions
+}
+
+/// Finds the new ReplicaSet, or says how to create it.
+fn new_set_or_create(rollout: &Rollout<'_>, observed: &Observed, current: &mut DeploymentStatus) -> Vec<Action> {
+    if rollout.new_set().is_some() {
+        return Vec::new();
+    }
+    let deployment = rollout.deployment;
+    let newest = rollout.max_old_revision() + 1;
+    let mut set = revision::new_set(deployment, current.collision_count, newest);
+    let name = set.metadata.name.clone().unwrap_or_default();
+    if observed.taken.contains(&name) {
+        current.collision_count = Some(current.collision_count.unwrap_or(0) + 1);
+        return Vec::new();
+    }
+    let size = rollout.new_size(0);
+    set.spec.replicas = Some(size);
+    status::note_creation(deployment, current, &name, observed.failure.as_deref(), observed.now);
+    let success =
+        (size > 0).then(|| Note::normal("ScalingReplicaSet", format!("Scaled up replica set {name} from 0 to {size}")));
+    let failed = Note::warning(status::CREATE_ERROR, format!("Failed to create new replica set {name:?}: {{}}"));
+    vec![Action::Create {
+        of: Resource::of::<ReplicaSet>(),
+        namespace: deployment.metadata.namespace.clone().unwrap_or_default(),
+        object: json!(set),
+        copies: 1,
+        notes: Notes::new(reference_to(deployment), success, Some(failed)),
+    }]
 }
 
 /// A Deployment must not select everything.
@@ -232,6 +258,3 @@ impl Controller for Deployments {
         reconcile(&Observed { deployment, sets, running, taken, failure: run.failure.map(str::to_owned), now: run.now })
     }
 }
-
-/// How long after its deadline progress is judged, because times have whole seconds.
-const SKEW: Duration = Duration::from_secs(1);

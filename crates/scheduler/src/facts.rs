@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
-use crate::terms::{Neighbours, Spread};
+use crate::terms::{Namespaces, Neighbours, Spread, Term};
 
 /// What a container without a request counts for in scores. Source: `pkg/scheduler/util/pod_resources.go`.
 const DEFAULT_CPU_MILLIS: i64 = 100;
@@ -117,6 +117,19 @@ pub struct PodFacts {
 }
 
 impl PodFacts {
+    /// Whether a term of any pod's means this one.
+    pub fn is_meant(&self, term: &Term, namespaces: &Namespaces) -> bool {
+        term.matches(&self.namespace, &self.labels, namespaces)
+    }
+
+    /// Whether it counts for how `pod` is to be spread. One that terminates does not.
+    pub fn counts_for(&self, spread: &Spread, pod: &PodFacts) -> bool {
+        self.namespace == pod.namespace
+            && !self.is_terminating
+            && !spread.selector.is_empty()
+            && spread.selector.matches(&self.labels)
+    }
+
     /// Takes the pod apart.
     pub fn new(pod: &Pod) -> Self {
         let meta = &pod.metadata;

@@ -8,8 +8,6 @@ use api::selector::{Operator, Requirement, Selector};
 use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use crate::facts::PodFacts;
-
 /// The labels of each namespace, by name.
 pub type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 
@@ -36,11 +34,12 @@ impl Term {
         }
     }
 
-    pub fn matches(&self, pod: &PodFacts, namespaces: &Namespaces) -> bool {
+    /// Whether a pod with these labels, in this namespace, is meant.
+    pub fn matches(&self, namespace: &str, labels: &BTreeMap<String, String>, namespaces: &Namespaces) -> bool {
         const NONE: &BTreeMap<String, String> = &BTreeMap::new();
-        let in_namespace = self.namespaces.contains(&pod.namespace)
-            || self.namespace_selector.matches(namespaces.get(&pod.namespace).unwrap_or(NONE));
-        in_namespace && self.selector.matches(&pod.labels)
+        let in_namespace = self.namespaces.contains(namespace)
+            || self.namespace_selector.matches(namespaces.get(namespace).unwrap_or(NONE));
+        in_namespace && self.selector.matches(labels)
     }
 }
 
@@ -111,14 +110,6 @@ impl Spread {
             counts_unselected: constraint.node_affinity_policy.as_deref() == Some("Ignore"),
             counts_tainted: constraint.node_taints_policy.as_deref() != Some("Honor"),
         }
-    }
-
-    /// Whether another pod counts. One that terminates does not.
-    pub fn counts(&self, pod: &PodFacts, other: &PodFacts) -> bool {
-        other.namespace == pod.namespace
-            && !other.is_terminating
-            && !self.selector.is_empty()
-            && self.selector.matches(&other.labels)
     }
 }
 

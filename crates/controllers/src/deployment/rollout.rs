@@ -6,11 +6,11 @@ use std::cmp::Reverse;
 
 use client::events::reference_to;
 use client::{PatchType, Resource};
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use serde_json::{Map, Value, json};
 
 use super::limits::{is_recreate, max_surge, max_unavailable, replicas};
-use super::{Observed, revision, status};
+use super::revision;
 use crate::action::{Action, Note, Notes};
 
 /// A Deployment and its ReplicaSets, as they are and as they shall be.
@@ -115,36 +115,8 @@ impl<'a> Rollout<'a> {
         }
     }
 
-    /// Finds the new ReplicaSet, or says how to create it.
-    pub fn new_set_or_create(&mut self, observed: &Observed, current: &mut DeploymentStatus) -> Vec<Action> {
-        if self.new.is_some() {
-            return Vec::new();
-        }
-        let newest = self.max_old_revision() + 1;
-        let mut set = revision::new_set(self.deployment, current.collision_count, newest);
-        let name = set.metadata.name.clone().unwrap_or_default();
-        if observed.taken.contains(&name) {
-            current.collision_count = Some(current.collision_count.unwrap_or(0) + 1);
-            return Vec::new();
-        }
-        let size = self.new_size(0);
-        set.spec.replicas = Some(size);
-        let failure = observed.failure.as_deref();
-        status::note_creation(self.deployment, current, &name, failure, observed.now);
-        let success = (size > 0)
-            .then(|| Note::normal("ScalingReplicaSet", format!("Scaled up replica set {name} from 0 to {size}")));
-        let failed = Note::warning(status::CREATE_ERROR, format!("Failed to create new replica set {name:?}: {{}}"));
-        vec![Action::Create {
-            of: Resource::of::<ReplicaSet>(),
-            namespace: self.deployment.metadata.namespace.clone().unwrap_or_default(),
-            object: json!(set),
-            copies: 1,
-            notes: Notes::new(reference_to(self.deployment), success, Some(failed)),
-        }]
-    }
-
     /// How large the new ReplicaSet, which has `current` replicas, may be now.
-    fn new_size(&self, current: i32) -> i32 {
+    pub fn new_size(&self, current: i32) -> i32 {
         let wanted = replicas(self.deployment);
         if is_recreate(self.deployment) {
             return wanted;

@@ -8,9 +8,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::SKEW;
 use super::limits::{max_unavailable, replicas};
 use super::rollout::{Rollout, replicas_of};
+
+/// How long after its deadline progress is judged, because times have whole seconds.
+const SKEW: Duration = Duration::from_secs(1);
 
 const PROGRESSING: &str = "Progressing";
 const AVAILABLE: &str = "Available";

@@ -37,13 +37,13 @@ impl State {
 
     /// Counts one more pod on a node, or one less.
     pub fn count(&mut self, pod: &PodFacts, other: &PodFacts, node: &NodeFacts, namespaces: &Namespaces, by: i64) {
-        for term in other.neighbours.forbidden.iter().filter(|term| term.matches(pod, namespaces)) {
+        for term in other.neighbours.forbidden.iter().filter(|term| pod.is_meant(term, namespaces)) {
             add(&mut self.refusing, node, term, by);
         }
         if matches_all(&pod.neighbours.required, other, namespaces) {
             pod.neighbours.required.iter().for_each(|term| add(&mut self.wanted, node, term, by));
         }
-        for term in pod.neighbours.forbidden.iter().filter(|term| term.matches(other, namespaces)) {
+        for term in pod.neighbours.forbidden.iter().filter(|term| other.is_meant(term, namespaces)) {
             add(&mut self.unwanted, node, term, by);
         }
     }
@@ -61,7 +61,7 @@ fn add(counts: &mut Counts, node: &NodeFacts, term: &Term, by: i64) {
 
 /// Whether there are terms, and all of them mean this pod.
 fn matches_all(terms: &[Term], pod: &PodFacts, namespaces: &Namespaces) -> bool {
-    !terms.is_empty() && terms.iter().all(|term| term.matches(pod, namespaces))
+    !terms.is_empty() && terms.iter().all(|term| pod.is_meant(term, namespaces))
 }
 
 pub fn filter(pod: &PodFacts, node: &NodeState, state: &State, namespaces: &Namespaces) -> Result<(), Refusal> {

@@ -32,7 +32,7 @@ impl State {
         }
         for node in cluster.nodes().values() {
             state.each(pod, &node.facts, |spread, count| {
-                *count += amount(node.pods.values().filter(|other| spread.counts(pod, other)).count());
+                *count += amount(node.pods.values().filter(|other| other.counts_for(spread, pod)).count());
             });
         }
         state
@@ -41,7 +41,7 @@ impl State {
     /// Counts one more pod on a node, or one less.
     pub fn count(&mut self, pod: &PodFacts, other: &PodFacts, node: &NodeFacts, by: i64) {
         self.each(pod, node, |spread, count| {
-            if spread.counts(pod, other) {
+            if other.counts_for(spread, pod) {
                 *count += by;
             }
         });

@@ -24,7 +24,7 @@ pub fn scores(pod: &PodFacts, nodes: &[&NodeState], cluster: &Cluster) -> Vec<i6
             }
         };
         for other in node.pods.values().filter(|other| asks || !other.neighbours.is_empty()) {
-            let means = |term: &Term, pod: &PodFacts| term.matches(pod, cluster.namespaces());
+            let means = |term: &Term, pod: &PodFacts| pod.is_meant(term, cluster.namespaces());
             for (weight, term) in pod.neighbours.preferred.iter().filter(|(_, term)| means(term, other)) {
                 add(term, *weight);
             }

@@ -60,7 +60,7 @@ fn domains<'a>(
     };
     for node in cluster.nodes().values().filter(counting) {
         if let Some(count) = domain(node).and_then(|key| counts.get_mut(key)) {
-            let pods = node.pods.values().filter(|other| spread.counts(pod, other)).count();
+            let pods = node.pods.values().filter(|other| other.counts_for(spread, pod)).count();
             *count += i64::try_from(pods).unwrap_or(i64::MAX);
         }
     }
