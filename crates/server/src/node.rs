@@ -18,8 +18,8 @@ use serde_json::Value;
 
 use crate::admit::Operation;
 use crate::hooks::NodeAddress;
+use crate::http::exchange::{Endpoint, Exchange, not_allowed};
 use crate::http::reply::{self, Body};
-use crate::http::route::{Endpoint, Exchange};
 use crate::path::Query;
 use crate::tunnel::asks_upgrade;
 
@@ -46,7 +46,7 @@ impl Exchange<'_> {
         let (verb, name) = match self.parts.method {
             Method::GET => (Verb::Get, "get"),
             Method::POST => (Verb::Create, "create"),
-            _ => return Err(crate::http::route::not_allowed(endpoint, self.parts.method.as_str())),
+            _ => return Err(not_allowed(endpoint, self.parts.method.as_str())),
         };
         self.allowed(endpoint, verb, name)?;
         let registry = &self.server.registry;

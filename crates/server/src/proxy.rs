@@ -24,8 +24,8 @@ use tokio_rustls::TlsConnector;
 
 use crate::admit::Operation;
 use crate::hooks::Stream;
+use crate::http::exchange::{Endpoint, Exchange};
 use crate::http::reply::{self, Body};
-use crate::http::route::{Endpoint, Exchange};
 use crate::tunnel::asks_upgrade;
 
 /// How long a pod may take to accept a connection.

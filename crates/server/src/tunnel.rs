@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use crate::hooks::Stream;
+use crate::http::exchange::Exchange;
 use crate::http::reply::{self, Body};
-use crate::http::route::Exchange;
 
 /// Whether a request asks to switch protocols.
 pub(crate) fn asks_upgrade(headers: &HeaderMap) -> bool {

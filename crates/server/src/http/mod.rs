@@ -1,6 +1,7 @@
 //! The server's HTTP side: connections, bodies, negotiation and routes.
 
 pub mod body;
+pub mod exchange;
 pub mod listen;
 pub mod negotiate;
 pub mod protobuf;

@@ -18,22 +18,20 @@ use hyper::upgrade::OnUpgrade;
 use kinds::kind::{Action, Subresource, Verb};
 use tracing::error;
 
-use super::negotiate::{self, Accepted, Form, Format, Offer};
+use super::exchange::{Endpoint, Exchange, Stop, not_allowed, single};
+use super::negotiate::{Form, Format, Offer};
 use super::reply::{self, Body};
 use super::stream::{self, Sending};
 use super::takeover::Takeover;
 use crate::admit::Warnings;
 use crate::audit;
-use crate::encode::Include;
 use crate::health;
 use crate::identity::{self, PeerCertificates, User};
 use crate::impersonate;
 use crate::openid;
 use crate::path::{Attributes, Query, Resource, Target};
-use crate::registry::catalog::Served;
-use crate::registry::list::{Refused, When};
-use crate::registry::select::Selection;
-use crate::registry::{Place, metadata};
+use crate::registry::list::When;
+use crate::registry::metadata;
 use crate::server::Server;
 
 /// Upstream's time for requests that are not watches, logs or streams.
@@ -45,38 +43,6 @@ const MIN_WATCH: Duration = Duration::from_secs(1800);
 /// Served kinds that upstream tells users to leave, by group and resource.
 const DEPRECATED: [(&str, &str, &str); 1] =
     [("", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")];
-
-/// One request on its way.
-pub(crate) struct Exchange<'a> {
-    pub server: &'a Arc<Server>,
-    pub parts: &'a Parts,
-    pub query: &'a Query,
-    pub user: &'a User,
-    /// Who owns what the request writes, unless it says so itself.
-    pub agent: String,
-    pub warnings: &'a Warnings,
-}
-
-/// What a path leads to.
-#[derive(Clone, Copy)]
-pub(crate) struct Endpoint<'a> {
-    pub served: &'a Served,
-    pub subresource: Option<&'a Subresource>,
-    pub path: &'a Resource,
-}
-
-impl<'a> Endpoint<'a> {
-    /// The object that the path names.
-    pub fn place(&self) -> Place<'a> {
-        Place::new(self.served, &self.path.namespace, &self.path.name)
-    }
-}
-
-impl From<Refused> for Response<Body> {
-    fn from(refused: Refused) -> Self {
-        reply::failure(&refused.status, refused.fresh.as_deref())
-    }
-}
 
 impl Server {
     /// Answers one request. A panic in a handler is logged and becomes a 500.
@@ -171,24 +137,6 @@ impl Server {
 struct Seen {
     real: User,
     acted_as: Option<User>,
-}
-
-/// Why a handler ended early.
-pub(crate) enum Stop {
-    Refused(Status),
-    Answered(Box<Response<Body>>),
-}
-
-impl From<Status> for Stop {
-    fn from(status: Status) -> Self {
-        Self::Refused(status)
-    }
-}
-
-impl From<Refused> for Stop {
-    fn from(refused: Refused) -> Self {
-        Self::Answered(Box::new(refused.into()))
-    }
 }
 
 impl Exchange<'_> {
@@ -291,18 +239,6 @@ impl Exchange<'_> {
         Ok(endpoint)
     }
 
-    pub(crate) fn allowed(&self, endpoint: Endpoint<'_>, verb: Verb, name: &str) -> Result<(), Status> {
-        let allowed = match endpoint.subresource {
-            None => endpoint.served.kind.verbs,
-            Some(sub) => sub.verbs,
-        };
-        // One object of a namespaced kind is named within its namespace.
-        let complete = !endpoint.path.namespace.is_empty()
-            || matches!(verb, Verb::List | Verb::Watch)
-            || !endpoint.served.is_namespaced();
-        if allowed.contains(&verb) && complete { Ok(()) } else { Err(not_allowed(endpoint, name)) }
-    }
-
     async fn get(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
         self.allowed(endpoint, Verb::Get, "get")?;
         let accepted = self.accepted(Offer::Tables)?;
@@ -323,11 +259,6 @@ impl Exchange<'_> {
         let include = self.include()?;
         let object = self.server.registry.get(endpoint.place(), self.revision()?).await?;
         self.answer_scale(endpoint, StatusCode::OK, (accepted, include), &object)
-    }
-
-    /// Of what the client accepts, what suits it best.
-    pub(super) fn accepted(&self, offer: Offer) -> Result<Accepted, Status> {
-        negotiate::negotiate(&self.parts.headers, self.query, offer)
     }
 
     async fn list(&self, endpoint: Endpoint<'_>) -> Result<Response<Body>, Stop> {
@@ -384,17 +315,6 @@ impl Exchange<'_> {
         Ok(reply::watch(events, self.parts.extensions.get::<Takeover>().cloned()))
     }
 
-    pub(super) fn selection(&self, endpoint: Endpoint<'_>) -> Result<Selection, Status> {
-        let path = endpoint.path;
-        let mut fields = path.field_selector.clone();
-        if !path.name.is_empty() && fields.is_empty() {
-            // `/watch/…/NAME`.
-            fields = format!("metadata.name={}", path.name);
-        }
-        let namespace = if endpoint.served.is_namespaced() { path.namespace.as_str() } else { "" };
-        Selection::parse(endpoint.served, namespace, &path.label_selector, &fields)
-    }
-
     fn revision(&self) -> Result<u64, Status> {
         match self.query.get("resourceVersion").unwrap_or_default() {
             "" => Ok(0),
@@ -403,17 +323,6 @@ impl Exchange<'_> {
                     "invalid resource version {text:?}: it must be one that this server gave out"
                 ))
             }),
-        }
-    }
-
-    pub(super) fn include(&self) -> Result<Include, Status> {
-        match self.query.get("includeObject").unwrap_or_default() {
-            "" | "Metadata" => Ok(Include::Metadata),
-            "None" => Ok(Include::None),
-            "Object" => Ok(Include::Object),
-            other => Err(Status::bad_request(format!(
-                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
-            ))),
         }
     }
 }
@@ -442,24 +351,6 @@ fn duration(text: &str) -> Result<Duration, Status> {
         rest = &rest[unit..];
     }
     Ok(if total.is_zero() { REQUEST_TIMEOUT } else { total })
-}
-
-/// The form of one object.
-pub(crate) fn single(form: Form) -> Result<Form, Status> {
-    match form {
-        Form::MetadataList(_) => Err(Status::not_acceptable(
-            "you requested PartialObjectMetadataList, but the requested object is not a list",
-        )),
-        form => Ok(form),
-    }
-}
-
-pub(crate) fn not_allowed(endpoint: Endpoint<'_>, verb: &str) -> Status {
-    let mut of = endpoint.served.group_resource();
-    if let Some(sub) = endpoint.subresource {
-        of.resource = format!("{}/{}", of.resource, sub.name).into();
-    }
-    Status::method_not_allowed(&of, verb)
 }
 
 fn json_paths(server: &Server) -> serde_json::Value {

@@ -15,9 +15,9 @@ use kinds::kind::{Action, Kind, Subresource, Verb};
 use serde_json::{Value, json};
 
 use super::body::{self, Expected, FieldValidation, Text, Unfit};
+use super::exchange::{Endpoint, Exchange, Stop, not_allowed, single};
 use super::negotiate::{self, Accepted, Form, Offer};
 use super::reply::{self, Body};
-use super::route::{Endpoint, Exchange, Stop, not_allowed, single};
 use crate::admit::Warnings;
 use crate::encode::{self, Include};
 use crate::identity;
