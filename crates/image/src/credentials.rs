@@ -9,6 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use crate::access::{Grant, Source};
+use crate::digest::Digest;
 use crate::reference::Reference;
 
 /// One entry of a docker configuration.
@@ -17,6 +19,26 @@ pub struct Credentials {
     /// The entry's key with scheme and `/v1/`, `/v2/` removed: `host[:port][/path]`; host labels may be globs.
     pub registry: String,
     pub secret: Secret,
+    /// The object that they are of, when that decides who may use what is pulled with them.
+    pub source: Option<Source>,
+}
+
+impl Credentials {
+    /// What an image that was pulled with them keeps of them.
+    pub(crate) fn grant(&self) -> Option<Grant> {
+        let parts = match &self.secret {
+            Secret::Basic { username, password } => ["basic", username, password],
+            Secret::Identity(token) => ["identity", token, ""],
+            Secret::Registry(token) => ["registry", token, ""],
+        };
+        let text = serde_json::to_vec(&parts).expect("strings become JSON");
+        Some(Grant { source: self.source.clone()?, hash: Digest::of(&text) })
+    }
+}
+
+/// Those among the credentials that are for this image, as they are known to images pulled before.
+pub fn offered(all: &[Credentials], image: &Reference) -> Vec<Grant> {
+    matching(all, image).into_iter().filter_map(Credentials::grant).collect()
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -94,7 +116,7 @@ fn credentials((key, entry): (String, Entry)) -> Option<Result<Credentials, Cred
     } else {
         Secret::Basic { username: entry.username, password: entry.password }
     };
-    Some(Ok(Credentials { registry, secret }))
+    Some(Ok(Credentials { registry, secret, source: None }))
 }
 
 /// The `auth` member: base64 of `username:password`, with or without padding.
@@ -167,7 +189,11 @@ mod tests {
     use super::*;
 
     fn matched(keys: &[&str], image: &str) -> Vec<String> {
-        let basic = |key: &&str| Credentials { registry: registry_of(key), secret: Secret::Identity(String::new()) };
+        let basic = |key: &&str| Credentials {
+            registry: registry_of(key),
+            secret: Secret::Identity(String::new()),
+            source: None,
+        };
         let all: Vec<Credentials> = keys.iter().map(basic).collect();
         matching(&all, &Reference::parse(image).unwrap()).iter().map(|one| one.registry.clone()).collect()
     }
@@ -178,7 +204,7 @@ mod tests {
             br#"{"auths":{"https://index.docker.io/v1/":{"auth":"bWU6c2VjcmV0","email":"x"},"empty.example":{}}}"#;
         let read = from_docker_config_json(json).unwrap();
         let secret = Secret::Basic { username: "me".into(), password: "secret".into() };
-        assert_eq!(read, [Credentials { registry: "docker.io".into(), secret }]);
+        assert_eq!(read, [Credentials { registry: "docker.io".into(), secret, source: None }]);
         assert_eq!(format!("{read:?}"), r#"[Credentials { registry: "docker.io", .. }]"#);
         assert_eq!(from_docker_cfg(br#"{"a.example":{"username":"u","password":"p"}}"#).unwrap().len(), 1);
         assert!(from_docker_config_json(br#"{"auths":{"a":{"auth":"!"}}}"#).is_err());

@@ -4,6 +4,7 @@
 //! registry or an archive is hostile: digests are checked over raw bytes, configuration passes a typed allow-list
 //! ([`config`]), and layers are unpacked only by a confined child ([`unpack`]).
 
+pub mod access;
 mod archive;
 pub mod config;
 pub mod credentials;

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use sha2::{Digest as _, Sha256};
 
+use crate::access::{Access, Grant};
 use crate::blocking;
 use crate::config::{self, Parsed};
 use crate::credentials::{self, Credentials, Secret};
@@ -128,6 +129,8 @@ pub(crate) struct Resolved<'a> {
     sessions: Vec<Session<'a>>,
     /// Of the manifest or index behind the name.
     pub digest: Digest,
+    /// Who may use what this endpoint gave.
+    pub access: Access,
     served: Option<(Bytes, String)>,
 }
 
@@ -148,16 +151,17 @@ impl<'a> Puller<'a> {
         let primary = endpoints.len() - 1;
         let mut failures = Vec::new();
         for (at, endpoint) in endpoints.iter().enumerate() {
-            for secret in identities(&given, at == primary, endpoint) {
+            for (secret, grant) in identities(&given, at == primary, endpoint) {
                 let session = Session::new(self.http, self.registries, endpoint.clone(), secret);
                 match ask(&session, image).await {
                     Ok((digest, served)) => {
                         let behind = endpoints[at + 1..].iter().enumerate().map(|(offset, endpoint)| {
-                            let secret = identities(&given, at + 1 + offset == primary, endpoint).swap_remove(0);
+                            let (secret, _) = identities(&given, at + 1 + offset == primary, endpoint).swap_remove(0);
                             Session::new(self.http, self.registries, endpoint.clone(), secret)
                         });
                         let sessions = [session].into_iter().chain(behind).collect();
-                        return Ok(Resolved { sessions, digest, served });
+                        let access = grant.map_or(Access::Everybody, |grant| Access::Secrets(vec![grant]));
+                        return Ok(Resolved { sessions, digest, access, served });
                     }
                     Err(error) => {
                         tracing::debug!(%image, host = session.host(), ?error, "an endpoint does not give the image");
@@ -180,7 +184,7 @@ impl<'a> Puller<'a> {
         resolved: Resolved<'a>,
         progress: &dyn Progress,
     ) -> Result<Pulled, PullCause> {
-        let Resolved { sessions, digest, served } = resolved;
+        let Resolved { sessions, digest, served, access: _ } = resolved;
         let mut documents = BTreeMap::new();
         let (mut bytes, mut media_type) = match served {
             Some(served) => served,
@@ -310,14 +314,17 @@ enum Transfer {
 }
 
 /// Identities to try at an endpoint. Those given with the pull are for the registry itself and what they name, not for
-/// whoever mirrors it.
-fn identities(given: &[&Credentials], primary: bool, endpoint: &crate::registries::Endpoint) -> Vec<Option<Secret>> {
+/// whoever mirrors it. With each comes whom it belongs to, if not to the node.
+fn identities(
+    given: &[&Credentials],
+    primary: bool,
+    endpoint: &crate::registries::Endpoint,
+) -> Vec<(Option<Secret>, Option<Grant>)> {
     let named = |one: &&&Credentials| one.registry.split('/').next() == Some(endpoint.host.as_str());
-    let mut found: Vec<Option<Secret>> =
-        given.iter().filter(|one| primary || named(one)).map(|one| Some(one.secret.clone())).collect();
-    found.extend(endpoint.secret.clone().map(Some));
-    found.push(None);
-    found
+    let given = given.iter().filter(|one| primary || named(one));
+    let given = given.map(|one| (Some(one.secret.clone()), one.grant()));
+    let own = endpoint.secret.clone().map(|secret| (Some(secret), None));
+    given.chain(own).chain([(None, None)]).collect()
 }
 
 /// The digest behind the name and, when the registry did not tell it by HEAD, the document itself.

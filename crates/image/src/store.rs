@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use crate::access::{self, Access, Accesses, Grant};
 use crate::archive::{Archive, Member};
 use crate::blocking;
 use crate::config::ImageConfig;
@@ -51,6 +52,8 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// Never collected.
     pub pinned: bool,
+    /// Who may use it without its registry being asked.
+    pub accesses: Accesses,
 }
 
 /// The image store of one node. Clones are handles to the same store.
@@ -119,6 +122,8 @@ struct Record {
     layers: Vec<Digest>,
     config: ImageConfig,
     pinned: bool,
+    #[serde(default, skip_serializing_if = "Accesses::is_empty")]
+    accesses: Accesses,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -237,6 +242,7 @@ impl ImageStore {
         let puller = Puller { http: &self.inner.http, registries: &self.inner.registries, layers: &self.inner.layers };
         let resolved = puller.resolve(reference, credentials).await?;
         let repo_digest = format!("{}@{}", reference.name(), resolved.digest);
+        let accesses = Accesses::from([(reference.name(), resolved.access.clone())]);
         let names = match &reference.digest {
             Some(_) => BTreeSet::new(),
             None => BTreeSet::from([reference.to_string()]),
@@ -249,7 +255,7 @@ impl ImageStore {
                 (Record::new(pulled.id, pulled.parsed.diff_ids, pulled.parsed.config), pulled.documents)
             }
         };
-        (record.names, record.digests) = (names, BTreeSet::from([repo_digest]));
+        (record.names, record.digests, record.accesses) = (names, BTreeSet::from([repo_digest]), accesses);
         let inner = Arc::clone(&self.inner);
         let added = blocking(move || inner.add(record, &documents)).await;
         drop(adding);
@@ -259,6 +265,22 @@ impl ImageStore {
                 PullCause::Disk { context: "could not keep the image".to_owned(), source: io::Error::other(other) }
             }
         })
+    }
+
+    /// Lets whoever has these credentials use the image under this name without asking the registry.
+    ///
+    /// # Errors
+    /// When the list cannot be written: the registry is asked then.
+    pub async fn grant(&self, id: &Digest, name: &Reference, grant: Grant) -> Result<(), StoreError> {
+        let (inner, id, name) = (Arc::clone(&self.inner), id.clone(), name.name());
+        blocking(move || {
+            inner.update(|records| {
+                for record in records.iter_mut().filter(|record| record.id == id) {
+                    access::add(&mut record.accesses, name.clone(), Access::Secrets(vec![grant.clone()]));
+                }
+            })
+        })
+        .await
     }
 
     /// The image of this name as users write it, or of this id (`sha256:…` or 12 or more hex digits of it).
@@ -424,7 +446,8 @@ impl ImageStore {
 
 impl Record {
     fn new(id: Digest, layers: Vec<Digest>, config: ImageConfig) -> Record {
-        Record { id, names: BTreeSet::new(), digests: BTreeSet::new(), layers, config, pinned: false }
+        let (names, digests) = (BTreeSet::new(), BTreeSet::new());
+        Record { id, names, digests, layers, config, pinned: false, accesses: Accesses::new() }
     }
 }
 
@@ -517,6 +540,7 @@ impl Inner {
             config: record.config.clone(),
             layers,
             pinned: record.pinned,
+            accesses: record.accesses.clone(),
         })
     }
 
@@ -559,9 +583,18 @@ impl Inner {
             }
             match records.iter_mut().find(|known| known.id == record.id) {
                 Some(known) => {
+                    // Names that nobody pulled, out of an archive, stay for everybody beside those that somebody did.
+                    let unpulled = known.digests.union(&record.digests).filter_map(|digest| digest.split_once('@'));
+                    let unpulled = unpulled.filter(|(name, _)| !record.accesses.contains_key(*name));
+                    for (name, _) in unpulled {
+                        known.accesses.entry(name.to_owned()).or_insert(Access::Everybody);
+                    }
                     known.names.extend(record.names);
                     known.digests.extend(record.digests);
                     known.config = record.config;
+                    for (name, access) in record.accesses {
+                        access::add(&mut known.accesses, name, access);
+                    }
                 }
                 None => records.push(record),
             }

@@ -1,6 +1,7 @@
 //! Gets a container's image onto the node, by its pull policy, and says so in events.
 //!
-//! Source: images/image_manager.go, `EnsureImageExists`. Back-off is the pod machine's.
+//! Source: images/image_manager.go, `EnsureImageExists`; who may use what is there already is decided by [`image::access`]. Back-off is
+//! the pod machine's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use api::status::Status;
 use client::Client;
-use image::credentials::{Credentials, from_docker_cfg, from_docker_config_json};
+use image::access::{Source, Verdict, verdict};
+use image::credentials::{Credentials, from_docker_cfg, from_docker_config_json, offered};
 use image::pull::NoProgress;
 use image::reference::Reference;
 use image::store::{Image, ImageStore};
@@ -55,19 +57,32 @@ pub async fn ensure(
         Missing { reason: "InvalidImageName", message }
     })?;
     let policy = policy(container, &reference);
-    if policy != "Always"
-        && let Some(found) = images.get(name)
-    {
-        let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
-        events.normal("Pulled", &message, of);
-        return Ok(found);
+    let present = images.get(name).filter(|_| policy != "Always");
+    let free = present.as_ref().map(|image| verdict(&image.accesses, &reference.name(), &[]) == Verdict::Granted);
+    let credentials = match free {
+        Some(true) => Vec::new(),
+        None if policy == "Never" => Vec::new(),
+        Some(false) | None => credentials(client, events, pod).await,
+    };
+    if let Some(found) = present {
+        let verdict = verdict(&found.accesses, &reference.name(), &offered(&credentials, &reference));
+        if let Verdict::GrantedTo(grant) = &verdict
+            && let Err(error) = images.grant(&found.id, &reference, grant.clone()).await
+        {
+            tracing::warn!(image = name, %error, "pull secret not remembered");
+        }
+        if verdict != Verdict::Ask {
+            let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
+            events.normal("Pulled", &message, of);
+            return Ok(found);
+        }
     }
     if policy == "Never" {
+        // Also when it is there and not for this pod: that is nobody's business.
         let message = format!("Container image {name:?} is not present with pull policy of Never");
         events.warning("ErrImageNeverPull", &message, of);
         return Err(Missing { reason: "ErrImageNeverPull", message });
     }
-    let credentials = credentials(client, events, pod).await;
     events.normal("Pulling", &format!("Pulling image {name:?}"), of);
     let begun = tokio::time::Instant::now();
     match images.pull(&reference, &credentials, &NoProgress).await {
@@ -96,7 +111,7 @@ async fn credentials(client: &Client, events: &PodEvents, pod: &Pod) -> Vec<Cred
     let (mut all, mut missing) = (Vec::new(), Vec::new());
     for name in names.filter(|name| !name.is_empty()) {
         let secret: Result<Secret, Status> = client.get(namespace, name).await;
-        match secret.map_err(|error| error.to_string()).and_then(|secret| parse(&secret)) {
+        match secret.map_err(|error| error.to_string()).and_then(|secret| parse(namespace, &secret)) {
             Ok(found) => all.extend(found),
             Err(error) => {
                 tracing::debug!(secret = name, %error, "pull secret not usable");
@@ -114,13 +129,19 @@ async fn credentials(client: &Client, events: &PodEvents, pod: &Pod) -> Vec<Cred
     all
 }
 
-fn parse(secret: &Secret) -> Result<Vec<Credentials>, String> {
+fn parse(namespace: &str, secret: &Secret) -> Result<Vec<Credentials>, String> {
     let data = |key: &str| secret.data.iter().flatten().find(|(name, _)| *name == key).map(|(_, value)| &value.0);
-    match (data(".dockerconfigjson"), data(".dockercfg")) {
-        (Some(json), _) => from_docker_config_json(json).map_err(|error| error.to_string()),
-        (None, Some(json)) => from_docker_cfg(json).map_err(|error| error.to_string()),
-        (None, None) => Err("neither .dockerconfigjson nor .dockercfg".to_owned()),
-    }
+    let read = match (data(".dockerconfigjson"), data(".dockercfg")) {
+        (Some(json), _) => from_docker_config_json(json),
+        (None, Some(json)) => from_docker_cfg(json),
+        (None, None) => return Err("neither .dockerconfigjson nor .dockercfg".to_owned()),
+    };
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (name, uid) = (text(&secret.metadata.name), text(&secret.metadata.uid));
+    let source = Source { namespace: namespace.to_owned(), name, uid };
+    let mut all = read.map_err(|error| error.to_string())?;
+    all.iter_mut().for_each(|one| one.source = Some(source.clone()));
+    Ok(all)
 }
 
 /// What `status.containerStatuses[].imageID` says: the digest by which the image was pulled, else its id.

@@ -4,11 +4,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use expect_test::{Expect, expect};
-use image::credentials::from_docker_config_json;
+use image::access::{Access, Source, Verdict, verdict};
+use image::credentials::{Credentials, from_docker_config_json, offered};
 use image::pull::{NoProgress, Progress, ProgressEvent, PullCause};
 use image::reference::Reference;
 use serde_json::json;
-use testkit::images::{BuiltImage, Compression, Layer, index};
+use testkit::images::{BuiltImage, Compression, Layer, index, oci_archive};
 use testkit::registry::{Auth, FaultKind, Registry};
 
 use crate::fixture::{Fixture, small};
@@ -143,7 +144,66 @@ async fn the_configured_identity_is_used_for_its_host() {
     registry.require(Auth::Bearer(Some("me:secret".into())));
     registry.add("app", "1", &small("secret"));
     let yaml = format!("configs:\n  \"{}\": {{auth: {{username: me, password: secret}}}}\n", registry.address());
-    Fixture::with(registry, &yaml).pull("app:1").await.unwrap();
+    let image = Fixture::with(registry, &yaml).pull("app:1").await.unwrap();
+    assert!(image.accesses.values().all(|access| *access == Access::Everybody), "it is the node's");
+}
+
+/// A restart and another name change nothing about it.
+#[tokio::test]
+async fn whose_credentials_were_used_is_kept_with_the_image() {
+    let mut fixture = Fixture::new();
+    let (app, host) = (small("secret"), fixture.registry.address().to_string());
+    fixture.registry.add("app", "1", &app);
+    fixture.registry.add("free", "1", &app);
+    let given = |name: &str, auth: &str| {
+        let config = json!({"auths": {&host: {"auth": auth}}});
+        let mut all = from_docker_config_json(config.to_string().as_bytes()).unwrap();
+        let source = Source { namespace: "n".into(), name: name.into(), uid: "u".into() };
+        all.iter_mut().for_each(|one| one.source = Some(source.clone()));
+        all
+    };
+    let (wrong, right) = (given("wrong", "bWU6d3Jvbmc="), given("right", "bWU6c2VjcmV0"));
+    let (name, free) = (fixture.name("app:1"), fixture.name("free:1"));
+    let access = |fixture: &Fixture, name: &Reference, with: &[Credentials]| {
+        let image = fixture.store.get(&name.to_string()).unwrap();
+        verdict(&image.accesses, &name.name(), &offered(with, name))
+    };
+    fixture.registry.require(Auth::Basic("me:secret".into()));
+    fixture.pull_as("app:1", &[wrong.clone(), right.clone()].concat()).await.unwrap();
+    fixture.registry.require(Auth::None);
+    fixture.pull("free:1").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(access(&fixture, &name, &wrong), Verdict::Ask);
+        assert_eq!(access(&fixture, &name, &right), Verdict::Granted);
+        assert_eq!(access(&fixture, &free, &[]), Verdict::Granted);
+        fixture.reopen();
+    }
+    let other = given("other", "bWU6c2VjcmV0");
+    let Verdict::GrantedTo(grant) = access(&fixture, &name, &other) else { panic!("the same credentials") };
+    let id = fixture.store.get(&name.to_string()).unwrap().id.clone();
+    fixture.store.grant(&id, &name, grant).await.unwrap();
+    assert_eq!(access(&fixture, &name, &other), Verdict::Granted);
+    fixture.pull("app:1").await.unwrap();
+    assert_eq!(access(&fixture, &name, &[]), Verdict::Granted, "now anybody can have it");
+}
+
+/// An archive's name is for everybody, whoever pulls the same image under another before or afterwards.
+#[tokio::test]
+async fn an_imported_image_is_for_everybody() {
+    let fixture = Fixture::new();
+    let app = small("secret");
+    fixture.registry.add("app", "1", &app);
+    fixture.registry.require(Auth::Basic("me:secret".into()));
+    let config = json!({"auths": {fixture.registry.address().to_string(): {"auth": "bWU6c2VjcmV0"}}});
+    let mut given = from_docker_config_json(config.to_string().as_bytes()).unwrap();
+    given[0].source = Some(Source { namespace: "n".into(), name: "s".into(), uid: "u".into() });
+    let import = async |name: &str| fixture.store.import(&oci_archive(&[(name, &app)])[..]).await.unwrap();
+    import("example.com/before:1").await;
+    fixture.pull_as("app:1", &given).await.unwrap();
+    let image = import("example.com/after:1").await.swap_remove(0);
+    let name = fixture.name("app").name();
+    let verdicts = ["example.com/before", "example.com/after", &name].map(|name| verdict(&image.accesses, name, &[]));
+    assert_eq!(verdicts, [Verdict::Granted, Verdict::Granted, Verdict::Ask]);
 }
 
 #[tokio::test]

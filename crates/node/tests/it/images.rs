@@ -42,6 +42,44 @@ async fn private_images_need_the_pods_secret() {
     bed.finish().await;
 }
 
+/// What is on the node already is not for those who could not have pulled it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn private_images_stay_private_on_the_node() {
+    let registry = Registry::start().unwrap();
+    registry.add("library/private", "2", &busybox());
+    registry.require(Auth::Basic("user:hunter2".to_owned()));
+    let host = registry.address().to_string();
+    let image = format!("{host}/library/private:2");
+    let bed = Bed::with(Registries::parse(&registry.registries_yaml(&[&host])).unwrap()).await;
+    for (name, login) in [("login", "user:hunter2"), ("copy", "user:hunter2"), ("other", "user:wrong")] {
+        let auths = json!({"auths": {&host: {"auth": STANDARD.encode(login)}}});
+        let data = json!({".dockerconfigjson": STANDARD.encode(auths.to_string())});
+        let secret = json!({"metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson", "data": data});
+        bed.create("secrets", secret).await;
+    }
+    let spec = |secret: &str, policy: &str| {
+        let container = json!({"name": "main", "image": image, "imagePullPolicy": policy, "command": ["echo", "run"]});
+        json!({"containers": [container], "restartPolicy": "Never", "imagePullSecrets": [{"name": secret}]})
+    };
+    bed.pod("first", spec("login", "IfNotPresent")).await;
+    bed.until_phase("first", "Succeeded").await;
+    bed.pod("stranger", spec("other", "IfNotPresent")).await;
+    bed.until_state("stranger", "main", "ErrImagePull").await;
+    bed.pod("quiet", spec("other", "Never")).await;
+    bed.until_state("quiet", "main", "ErrImageNeverPull").await;
+    let why = format!("Container image {image:?} is not present with pull policy of Never");
+    bed.until_event(&format!("Warning ErrImageNeverPull: {why}")).await;
+    // Whoever has the credentials does not need the registry.
+    drop(registry);
+    for (name, policy) in [("login", "Never"), ("copy", "IfNotPresent")] {
+        bed.pod(name, spec(name, policy)).await;
+        bed.until_phase(name, "Succeeded").await;
+    }
+    let what = format!("Container image {image:?} already present on machine and can be accessed by the pod");
+    bed.until_event(&format!("Normal Pulled: {what}")).await;
+    bed.finish().await;
+}
+
 /// Whoever does not mount it starts, and it is tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_volume_that_cannot_be_pulled_says_so() {
