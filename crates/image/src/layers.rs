@@ -72,10 +72,22 @@ impl LayerError {
 }
 
 /// Held while layers are being added, so that nobody deletes those that no image names yet.
-pub(crate) struct Adding(#[expect(dead_code, reason = "held for its lock")] File);
+pub(crate) struct Adding(#[expect(dead_code, reason = "held for its lock")] Locked);
 
 /// Held while layers are being deleted.
-pub(crate) struct Alone(#[expect(dead_code, reason = "held for its lock")] File);
+pub(crate) struct Alone(#[expect(dead_code, reason = "held for its lock")] Locked);
+
+/// A file with a lock, which is given back by name: a process that is just being forked has the file too, and would keep the lock
+/// of one that is merely closed until its exec.
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the lock on the layers is not given back"); // closing does it, a moment later
+        }
+    }
+}
 
 impl Layers {
     pub fn new(dir: &Path, unpacker: Unpacker) -> Layers {
@@ -140,14 +152,14 @@ impl Layers {
     pub fn adding(&self) -> io::Result<Adding> {
         let file = self.lock_file()?;
         rustix::fs::flock(&file, FlockOperation::LockShared)?;
-        Ok(Adding(file))
+        Ok(Adding(Locked(file)))
     }
 
     /// None while anyone adds layers.
     pub fn alone(&self) -> io::Result<Option<Alone>> {
         let file = self.lock_file()?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Alone(file))),
+            Ok(()) => Ok(Some(Alone(Locked(file)))),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
