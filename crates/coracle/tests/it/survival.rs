@@ -458,7 +458,9 @@ fn whatever_main_was_doing_when_killed_is_brought_to_its_end() {
     };
     rack.api().watch_until(DEPLOYMENTS, is_done).unwrap_or_else(|error| panic!("{error:#}\n{}", log(&rack)));
     settles(&rack);
-    let replicas = rack.api().get(&format!("{DEPLOYMENTS}/sized/scale")).unwrap()["spec"]["replicas"].as_u64().unwrap();
+    // None at all is not told.
+    let scale = rack.api().get(&format!("{DEPLOYMENTS}/sized/scale")).unwrap();
+    let replicas = scale["spec"]["replicas"].as_u64().unwrap_or_default();
     let pods = rack.api().get(&format!("{PODS}?labelSelector=app%3Dsized")).unwrap();
     assert_eq!(pods["items"].as_array().map_or(0, Vec::len) as u64, replicas);
     rack.api().delete(&format!("{DEPLOYMENTS}/sized")).unwrap();
