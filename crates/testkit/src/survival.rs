@@ -135,10 +135,14 @@ fn runs(pod: &Value) -> Vec<(String, Run)> {
 /// When it does not run, or does not end.
 pub fn kill_process(pid: u32) -> Result<()> {
     checked(Command::new("kill").args(["-9", &pid.to_string()]))?;
-    eventually(Duration::from_secs(10), "a killed process to end", || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_alive = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        // A zombie has closed everything already.
-        Ok(matches!(state, None | Some('Z' | 'X')).then_some(()))
+        // The last thread closes everything; a zombie before it may be the first.
+        !matches!(state, None | Some('Z' | 'X'))
+    };
+    eventually(Duration::from_secs(10), "a killed process to end", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task"));
+        Ok((!threads.into_iter().flatten().flatten().any(is_alive)).then_some(()))
     })
 }
