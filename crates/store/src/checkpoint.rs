@@ -13,7 +13,7 @@ use crate::Snapshot;
 use crate::frame::{self, FILE_HEADER, FRAME_HEADER, Header, Kind};
 use crate::log::UNFINISHED;
 use crate::open::OpenError;
-use crate::record::{BadRecord, Encoder, Run, decode_run};
+use crate::record::{Encoder, Run, decode_all, decode_run};
 use crate::seal::Keyring;
 use crate::vfs::{File, Vfs, read_full_at, write_all_at};
 
@@ -125,7 +125,8 @@ pub(crate) fn read(
     let mut total = None;
     while total.is_none() {
         let batch = input.batch()?;
-        for (decoded, frame) in decode_all(&batch, keys).into_iter().zip(&batch) {
+        let payloads: Vec<_> = batch.iter().map(|frame| &frame.payload[..]).collect();
+        for (decoded, frame) in decode_all(&payloads, |payload| decode_run(payload, keys)).into_iter().zip(&batch) {
             match decoded.map_err(|bad| OpenError::record(path, frame.offset, bad, OpenError::BACKUP))? {
                 Run::Objects(run) => objects.extend(run.into_iter().map(|object| (object.key().clone(), object))),
                 Run::Total(count) => total = Some(count),
@@ -136,22 +137,6 @@ pub(crate) fn read(
         return Err(OpenError::damaged(path, input.offset, "the checkpoint does not hold what it says"));
     }
     Ok((objects, input.size))
-}
-
-/// Decodes on all cores: parsing metadata is what a restart of a large store spends its time on.
-fn decode_all(batch: &[Frame], keys: &Keyring) -> Vec<Result<Run, BadRecord>> {
-    let decode = |frames: &[Frame]| frames.iter().map(|frame| decode_run(&frame.payload, keys)).collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut shares = batch.chunks(batch.len().div_ceil(cores));
-    let first = shares.next().unwrap_or_default();
-    std::thread::scope(|scope| {
-        let others: Vec<_> = shares.map(|share| scope.spawn(move || -> Vec<_> { decode(share) })).collect();
-        let mut decoded: Vec<_> = decode(first);
-        for other in others {
-            decoded.extend(other.join().expect("decoding does not panic"));
-        }
-        decoded
-    })
 }
 
 /// A checkpoint being read, one frame at a time.

@@ -164,6 +164,25 @@ pub(crate) fn decode_run(payload: &[u8], keys: &Keyring) -> Result<Run, BadRecor
     reader.end(run)
 }
 
+/// Decodes on all cores: parsing metadata is what a restart of a large store spends its time on.
+pub(crate) fn decode_all<T: Send>(payloads: &[&[u8]], decode: impl Fn(&[u8]) -> T + Sync) -> Vec<T> {
+    /// Less is not worth a thread.
+    const SHARED: usize = 64 << 10;
+    let is_small = payloads.iter().map(|payload| payload.len()).sum::<usize>() < SHARED;
+    let cores = if is_small { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    let decode = |payloads: &[&[u8]]| payloads.iter().map(|payload| decode(payload)).collect::<Vec<_>>();
+    let mut shares = payloads.chunks(payloads.len().div_ceil(cores).max(1));
+    let first = shares.next().unwrap_or_default();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares.map(|share| scope.spawn(|| decode(share))).collect();
+        let mut decoded = decode(first);
+        for other in others {
+            decoded.extend(other.join().expect("decoding does not panic"));
+        }
+        decoded
+    })
+}
+
 struct Reader<'a> {
     rest: &'a [u8],
     keys: &'a Keyring,

@@ -234,29 +234,35 @@ impl Directory<'_> {
             let what = "frames between this segment and the one before it are missing";
             return Err(OpenError::damaged(&path, 0, what));
         }
-        let (mut at, mut torn, mut last) = (FILE_HEADER, false, None);
-        loop {
+        let (mut at, mut frames, mut payloads) = (FILE_HEADER, Vec::new(), Vec::new());
+        let end = loop {
             match frame::find(&data, at, header.owner(), sequence) {
                 Found::Frame { payload, next } => {
-                    let applied = replay.apply(&data[payload], self.keys);
-                    applied.map_err(|bad| OpenError::record(&path, at as u64, bad, cut(&path, at, &replay.state)))?;
-                    last = Some(at..next);
+                    frames.push(at..next);
+                    payloads.push(&data[payload]);
                     (at, sequence) = (next, sequence + 1);
                 }
-                Found::End => break,
-                Found::Torn if newest => {
-                    torn = true;
-                    break;
-                }
-                Found::Torn => {
-                    let what = "the segment ends in part of a frame, yet another one follows it";
-                    return Err(OpenError::damaged_but(&path, at as u64, what, cut(&path, at, &replay.state)));
-                }
-                Found::Damaged(what) => {
-                    return Err(OpenError::damaged_but(&path, at as u64, what, cut(&path, at, &replay.state)));
-                }
+                end => break end,
             }
+        };
+        let entries = record::decode_all(&payloads, |payload| record::decode_entry(payload, self.keys));
+        for (entry, frame) in entries.into_iter().zip(&frames) {
+            let applied = entry.and_then(|entry| replay.apply(entry));
+            let repair = || cut(&path, frame.start, &replay.state);
+            applied.map_err(|bad| OpenError::record(&path, frame.start as u64, bad, repair()))?;
         }
+        let torn = match end {
+            Found::Frame { .. } | Found::End => false,
+            Found::Torn if newest => true,
+            Found::Torn => {
+                let what = "the segment ends in part of a frame, yet another one follows it";
+                return Err(OpenError::damaged_but(&path, at as u64, what, cut(&path, at, &replay.state)));
+            }
+            Found::Damaged(what) => {
+                return Err(OpenError::damaged_but(&path, at as u64, what, cut(&path, at, &replay.state)));
+            }
+        };
+        let last = frames.pop();
         replay.sequence = Some(sequence);
         replay.log_bytes += at as u64;
         let unproven = last.filter(|_| !replay.closed).map(|range| (range.start as u64, data[range].to_vec()));
@@ -284,8 +290,8 @@ impl Directory<'_> {
 }
 
 impl Replay {
-    fn apply(&mut self, payload: &[u8], keys: &Keyring) -> Result<(), BadRecord> {
-        match record::decode_entry(payload, keys)? {
+    fn apply(&mut self, entry: Entry) -> Result<(), BadRecord> {
+        match entry {
             Entry::Group { reserved, commits } => {
                 for (revision, ops) in commits {
                     self.commit(revision, ops)?;
@@ -313,9 +319,7 @@ impl Replay {
             return Ok(());
         }
         self.state.skip_to(revision - 1);
-        let mut stage = self.state.stage();
-        let commit = stage.replay(revision, ops);
-        self.state.publish(stage, vec![commit], Instant::now());
+        self.state.replay(revision, ops, Instant::now());
         Ok(())
     }
 }

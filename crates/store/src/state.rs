@@ -114,6 +114,13 @@ impl State {
         self.compact(now)
     }
 
+    /// Commits again, as `revision`, what was read back. Nobody looks at the state yet, so that it is changed in place.
+    pub fn replay(&mut self, revision: u64, ops: Vec<Op>, now: Instant) -> Vec<Commit> {
+        let mut stage = Stage { objects: std::mem::take(&mut self.objects), revision };
+        let (_, changes) = stage.write(revision, ops);
+        self.publish(stage, vec![Commit { revision, changes: changes.into(), lazy: false }], now)
+    }
+
     /// Moves to `revision` without a change, because the revisions between may have been issued before a crash.
     pub fn skip_to(&mut self, revision: u64) {
         if revision > self.revision + 1 {
@@ -160,9 +167,18 @@ impl State {
         self.history.range(start..).map(|(_, commit)| commit)
     }
 
-    /// What history holds of one revision.
-    pub fn at_revision(&self, revision: u64) -> impl Iterator<Item = &Commit> {
-        self.since(revision - 1).take_while(move |commit| commit.revision == revision)
+    /// The commits of these revisions, which ascend and often follow each other.
+    pub fn commits(&self, revisions: impl Iterator<Item = u64>) -> impl Iterator<Item = &Commit> {
+        let mut next = 0;
+        revisions.filter_map(move |revision| {
+            let is_wanted = |(_, commit): &&(Instant, Commit)| commit.revision == revision;
+            if self.history.get(next).filter(is_wanted).is_none() {
+                next = self.history.partition_point(|(_, commit)| commit.revision < revision);
+            }
+            let (_, commit) = self.history.get(next).filter(is_wanted)?;
+            next += 1;
+            Some(commit)
+        })
     }
 }
 
@@ -222,13 +238,6 @@ impl Stage {
         Ok(Applied { committed: Committed { revision: self.revision, objects }, commit })
     }
 
-    /// Applies again what was committed as `revision` before.
-    pub fn replay(&mut self, revision: u64, ops: Vec<Op>) -> Commit {
-        let (_, changes) = self.write(revision, ops);
-        self.revision = revision;
-        Commit { revision, changes: changes.into(), lazy: false }
-    }
-
     /// Returns the object that is in the way when the compare does not hold.
     fn check(&self, compare: &Compare) -> Result<(), Option<Arc<Object>>> {
         let (Compare::Absent(key) | Compare::Exists(key) | Compare::Revision(key, _)) = compare;
@@ -243,35 +252,40 @@ impl Stage {
 
     /// Applies ops in order; a key written twice shows once among the changes.
     fn write(&mut self, revision: u64, ops: Vec<Op>) -> (Vec<Option<Arc<Object>>>, Vec<Change>) {
-        let before = self.objects.clone();
-        let mut touched = Vec::with_capacity(ops.len());
+        let several = ops.len() > 1;
         let mut written = Vec::with_capacity(ops.len());
+        // Each key with what it was before.
+        let (mut touched, mut seen) = (Vec::with_capacity(ops.len()), HashSet::new());
+        let mut touch = |key: Key, before: Option<Arc<Object>>| {
+            if !several || seen.insert(key.clone()) {
+                touched.push((key, before));
+            }
+        };
         for op in ops {
             match op {
                 Op::Put(draft) | Op::PutLazily(draft) => {
                     let key = draft.key.clone();
                     let object = draft.commit(revision);
-                    self.objects.insert(key.clone(), object.clone());
+                    let before = self.objects.insert(key.clone(), object.clone());
                     written.push(Some(object));
-                    touched.push(key);
+                    touch(key, before);
                 }
                 #[cfg(feature = "planted")]
                 Op::Delete(key) if planted::every(planted::Bug::DeleteNotApplied, 10) => {
                     written.push(self.objects.get(&key).cloned());
                 }
                 Op::Delete(key) => {
-                    written.push(self.objects.remove(&key));
-                    touched.push(key);
+                    let before = self.objects.remove(&key);
+                    written.push(before.clone());
+                    touch(key, before);
                 }
             }
         }
-        let mut seen = HashSet::with_capacity(touched.len());
-        touched.retain(|key| seen.insert(key.clone()));
-        let changes = touched.iter().filter_map(|key| match (before.get(key), self.objects.get(key)) {
+        let changes = touched.into_iter().filter_map(|(key, before)| match (before, self.objects.get(&key)) {
             (None, None) => None,
             (None, Some(new)) => Some(Change::Added(new.clone())),
-            (Some(old), Some(new)) => Some(Change::Modified { old: old.clone(), new: new.clone() }),
-            (Some(last), None) => Some(Change::Deleted { last: last.clone(), revision }),
+            (Some(old), Some(new)) => Some(Change::Modified { old, new: new.clone() }),
+            (Some(last), None) => Some(Change::Deleted { last, revision }),
         });
         (written, changes.collect())
     }

@@ -101,42 +101,43 @@ struct Place {
 impl Place {
     /// Takes what has happened since, or `None` when nothing has.
     fn advance(&mut self) -> Result<Option<Vec<Change>>, Error> {
-        /// Commits looked at under one hold of the lock, so that a watch from far back does not delay writers.
-        const BATCH: usize = 512;
         let Visible { state, topics } = &*self.view.read();
         let touched = topics.of(&self.prefix).and_then(|topic| topic.touched_after(self.revision));
-        let mut commits: Box<dyn Iterator<Item = &Commit>> = match touched {
+        let (reached, changes) = match touched {
             Some(touched) if touched.len() == 0 => {
                 self.revision = state.revision();
                 return Ok(None);
             }
-            Some(touched) => Box::new(touched.flat_map(|revision| state.at_revision(revision))),
+            Some(touched) => matching(&self.prefix, state.commits(touched)),
             // It begins before the topic was followed, or a change that it has not seen is gone.
             None => {
                 state.reaches(self.revision)?;
-                Box::new(state.since(self.revision))
+                matching(&self.prefix, state.since(self.revision))
             }
         };
-        let mut changes = Vec::new();
-        let mut reached = self.revision;
-        for commit in commits.by_ref().take(BATCH) {
-            reached = commit.revision;
-            changes.extend(commit.changes.iter().filter(|c| c.key().as_str().starts_with(&*self.prefix)).cloned());
-        }
-        if commits.next().is_none() {
-            reached = state.revision();
-        }
-        #[cfg(feature = "planted")]
-        if !changes.is_empty() && planted::every(planted::Bug::WatchDropsEvent, 40) {
-            changes.pop();
-        }
-        #[cfg(feature = "planted")]
-        if !changes.is_empty() && planted::every(planted::Bug::WatchDoublesEvent, 40) {
-            changes.extend(changes.last().cloned());
-        }
-        self.revision = reached;
+        self.revision = reached.unwrap_or(state.revision());
         Ok(Some(changes))
     }
+}
+
+/// What the next commits change of a prefix, and the last that was looked at, unless that was all.
+fn matching<'a>(prefix: &str, mut commits: impl Iterator<Item = &'a Commit>) -> (Option<u64>, Vec<Change>) {
+    /// Commits looked at under one hold of the lock, so that a watch from far back does not delay writers.
+    const BATCH: usize = 512;
+    let (mut last, mut changes) = (None, Vec::new());
+    for commit in commits.by_ref().take(BATCH) {
+        last = Some(commit.revision);
+        changes.extend(commit.changes.iter().filter(|change| change.key().as_str().starts_with(prefix)).cloned());
+    }
+    #[cfg(feature = "planted")]
+    if !changes.is_empty() && planted::every(planted::Bug::WatchDropsEvent, 40) {
+        changes.pop();
+    }
+    #[cfg(feature = "planted")]
+    if !changes.is_empty() && planted::every(planted::Bug::WatchDoublesEvent, 40) {
+        changes.extend(changes.last().cloned());
+    }
+    (last.filter(|_| commits.next().is_some()), changes)
 }
 
 impl Cursor for Place {
