@@ -15,7 +15,7 @@ use hyper::body::Frame;
 use serde_json::Value;
 
 use super::negotiate::Format;
-use super::takeover::{Events, Handing, Takeover};
+use super::takeover::{Events, Handing, Takeover, joined};
 
 /// The body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -94,7 +94,7 @@ pub fn watch(events: Events, takeover: Option<Takeover>) -> Response<Body> {
     let closes = takeover.is_some();
     let mut response = Response::new(match takeover {
         Some(takeover) => Handing::new(events, takeover).boxed_unsync(),
-        None => StreamBody::new(events.map(|piece| Ok(Frame::data(piece)))).boxed_unsync(),
+        None => StreamBody::new(events.map(|piece| Ok(Frame::data(joined(piece))))).boxed_unsync(),
     });
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

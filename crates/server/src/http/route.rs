@@ -295,7 +295,7 @@ impl Exchange<'_> {
             Ok(watch) => watch,
             // As upstream does: the watch begins, and ends with the reason.
             Err(status) if status.code == 410 => {
-                let end = futures_util::stream::iter([stream::failure(&status)]);
+                let end = futures_util::stream::iter([vec![stream::failure(&status)]]);
                 return Ok(reply::watch(Box::pin(end), None));
             }
             Err(status) => return Err(status.into()),

@@ -3,7 +3,7 @@
 //! The stream is pulled by the connection: a slow client is asked for nothing and holds nothing but its place.
 //! Source: apiserver `pkg/endpoints/handlers/watch.go`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,10 +30,10 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 const PIECE: usize = 64 * 1024;
 
 /// A watch sends this many pieces as soon as there is something to send …
-const BURST: u32 = 16;
+const BURST: u32 = 8;
 
 /// … and after that one in each such time, with all that has happened meanwhile: a storm of changes costs a watcher few writes, and
-/// the one change or the dozen that are waited for come at once.
+/// the one change or the few that are waited for come at once.
 const PACE: Duration = Duration::from_millis(5);
 
 /// Bytes of encodings kept for other watchers: the events that several watchers have just been woken for.
@@ -45,15 +45,13 @@ pub struct Encodings(Mutex<Recent>);
 
 #[derive(Default)]
 struct Recent {
-    by_key: HashMap<EncodingKey, Bytes>,
-    order: VecDeque<EncodingKey>,
+    by_revision: BTreeMap<u64, Vec<(Key, Encoding, Bytes)>>,
     bytes: usize,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct EncodingKey {
-    revision: u64,
-    key: Key,
+/// In which form an event is encoded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Encoding {
     event: &'static str,
     version: usize,
     form: Form,
@@ -64,22 +62,25 @@ struct EncodingKey {
 }
 
 impl Encodings {
-    fn get_or(&self, key: EncodingKey, encode: impl FnOnce() -> Bytes) -> Bytes {
+    fn get_or(&self, object: &Object, form: Encoding, encode: impl FnOnce() -> Bytes) -> Bytes {
         let lock = || self.0.lock().expect("no holder of this lock can panic");
-        if let Some(bytes) = lock().by_key.get(&key) {
-            return bytes.clone();
+        let find = |recent: &Recent| {
+            let mut known = recent.by_revision.get(&object.revision)?.iter();
+            known.find(|(key, known, _)| *known == form && key == object.key()).map(|(.., bytes)| bytes.clone())
+        };
+        let known = find(&lock());
+        if let Some(bytes) = known {
+            return bytes;
         }
         // Two watchers may encode the same event at the same time; neither waits for the other.
         let bytes = encode();
         let mut recent = lock();
-        if recent.by_key.insert(key.clone(), bytes.clone()).is_none() {
-            recent.order.push_back(key);
-            recent.bytes += bytes.len();
-        }
+        recent.bytes += bytes.len();
+        recent.by_revision.entry(object.revision).or_default().push((object.key().clone(), form, bytes.clone()));
         while recent.bytes > KEPT
-            && let Some(oldest) = recent.order.pop_front()
+            && let Some((_, oldest)) = recent.by_revision.pop_first()
         {
-            recent.bytes -= recent.by_key.remove(&oldest).map_or(0, |bytes| bytes.len());
+            recent.bytes -= oldest.iter().map(|(.., bytes)| bytes.len()).sum::<usize>();
         }
         bytes
     }
@@ -160,8 +161,9 @@ pub fn stream(
         pace: Pace { paid: Instant::now() },
         over: false,
     };
-    let next = |mut sender: Sender| async move { sender.next().await.map(|bytes| (bytes, sender)) };
-    Box::pin(futures_util::stream::unfold(sender, next))
+    // Boxed, because it is handed on with every piece.
+    let next = |mut sender: Box<Sender>| async move { sender.next().await.map(|piece| (piece, sender)) };
+    Box::pin(futures_util::stream::unfold(Box::new(sender), next))
 }
 
 /// When a watch has something to do though nothing happens.
@@ -170,15 +172,16 @@ fn alarm(sending: Sending, deadline: Instant) -> Instant {
 }
 
 impl Sender {
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Vec<Bytes>> {
         loop {
             if self.over {
                 return None;
             }
             let woken = self.woken().await;
-            if let Some(bytes) = self.apply(woken) {
+            let piece = self.apply(woken);
+            if !piece.is_empty() {
                 self.pace.sent(Instant::now());
-                return Some(bytes);
+                return Some(piece);
             }
         }
     }
@@ -204,40 +207,39 @@ impl Sender {
         }
     }
 
-    fn apply(&mut self, woken: Woken) -> Option<Bytes> {
+    /// What to send now; nothing is empty.
+    fn apply(&mut self, woken: Woken) -> Vec<Bytes> {
         match woken {
             Woken::Event(Ok(event)) => self.piece(event),
             Woken::Event(Err(status)) => {
                 self.over = true;
-                Some(failure(&status))
+                vec![failure(&status)]
             }
             Woken::Alarm if Instant::now() < self.deadline => {
                 self.alarm.as_mut().reset(alarm(self.sending, self.deadline));
-                self.bookmark()
+                self.bookmark().into_iter().collect()
             }
             Woken::Alarm | Woken::Shutdown => {
                 self.over = true;
                 // The client resumes from here instead of from its last event.
-                self.sending.bookmarks.then(|| self.bookmark()).flatten()
+                self.sending.bookmarks.then(|| self.bookmark()).flatten().into_iter().collect()
             }
         }
     }
 
     /// The event and all that are ready behind it.
-    fn piece(&mut self, first: Event) -> Option<Bytes> {
-        let first = self.encode(first)?;
-        let Some(second) = self.watch.ready() else { return Some(first) };
-        let mut piece = BytesMut::from(&first[..]);
-        let mut next = Some(second);
+    fn piece(&mut self, first: Event) -> Vec<Bytes> {
+        let (mut piece, mut size, mut next) = (Vec::new(), 0, Some(first));
         while let Some(event) = next.take() {
             if let Some(bytes) = self.encode(event) {
-                piece.put_slice(&bytes);
+                size += bytes.len();
+                piece.push(bytes);
             }
-            if piece.len() < PIECE {
+            if size < PIECE {
                 next = self.watch.ready();
             }
         }
-        Some(piece.freeze())
+        piece
     }
 
     fn encode(&mut self, event: Event) -> Option<Bytes> {
@@ -249,24 +251,22 @@ impl Sender {
                 Some(line("BOOKMARK", &self.marker(revision, true)))
             }
             Event::Change(change) => {
-                let revision = change.revision();
-                self.told = self.told.max(revision);
-                let (event, object) = match &change {
-                    Change::Added(object) => ("ADDED", object.clone()),
-                    Change::Modified { new, .. } => ("MODIFIED", new.clone()),
+                self.told = self.told.max(change.revision());
+                Some(match &change {
+                    Change::Added(object) => self.encoded("ADDED", object),
+                    Change::Modified { new, .. } => self.encoded("MODIFIED", new),
                     // The last state carries the revision of its deletion.
-                    Change::Deleted { last, revision } => ("DELETED", last.draft().clone().commit(*revision)),
-                };
-                Some(self.encoded(event, &object))
+                    Change::Deleted { last, revision } => {
+                        self.encoded("DELETED", &last.draft().clone().commit(*revision))
+                    }
+                })
             }
         }
     }
 
     fn encoded(&mut self, event: &'static str, object: &Object) -> Bytes {
         let table_headers = matches!(self.sending.form, Form::Table(_)) && std::mem::take(&mut self.headers);
-        let key = EncodingKey {
-            revision: object.revision,
-            key: object.key().clone(),
+        let form = Encoding {
             event,
             version: self.served.index(),
             form: self.sending.form,
@@ -290,7 +290,7 @@ impl Sender {
             out.put_slice(b"}\n");
             out.freeze()
         };
-        self.encodings.get_or(key, encode)
+        self.encodings.get_or(object, form, encode)
     }
 
     fn bookmark(&mut self) -> Option<Bytes> {
@@ -411,7 +411,8 @@ mod tests {
         let events = stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new());
         let began = Instant::now();
         // Two events in each.
-        let pieces: Vec<Bytes> = events.take(2 * BURST as usize).collect().await;
+        let pieces: Vec<Vec<u8>> =
+            events.take(2 * BURST as usize).map(|piece: Vec<Bytes>| piece.concat()).collect().await;
         assert!(pieces.iter().all(|piece| piece.len() > PIECE && piece.ends_with(b"}\n")));
         assert_eq!(Instant::now(), began);
     }
@@ -433,7 +434,7 @@ mod tests {
             let map = json!({"metadata": {"name": format!("m{n}")}});
             registry.create(find("configmaps"), "default", map, by).await.unwrap();
         }
-        let bookmark: Value = serde_json::from_slice(&events.next().await.unwrap()).unwrap();
+        let bookmark: Value = serde_json::from_slice(&events.next().await.unwrap().concat()).unwrap();
         assert_eq!(bookmark["type"], "BOOKMARK");
         let now = registry.store.snapshot().revision();
         assert_eq!(bookmark["object"]["metadata"]["resourceVersion"], now.to_string());

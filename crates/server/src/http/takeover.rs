@@ -4,7 +4,8 @@
 //! hyper sends the head and what is there at once; then [`Handing`] takes the stream from under it and ends it with an error. What
 //! remains is a body in chunks (RFC 9112, section 7.1) on a connection that closes behind it, as the head has said.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::iter::once;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -14,8 +15,13 @@ use futures_util::{Stream, StreamExt};
 use hyper::body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-/// Pieces of a body.
-pub type Events = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+/// Pieces of a body, each of parts that go in one write, though they are not copied into one.
+pub type Events = Pin<Box<dyn Stream<Item = Vec<Bytes>> + Send>>;
+
+/// The parts of a piece as one, for whoever cannot send them otherwise.
+pub fn joined(mut piece: Vec<Bytes>) -> Bytes {
+    if piece.len() == 1 { piece.remove(0) } else { piece.concat().into() }
+}
 
 /// A connection's stream, which hyper has until a watch takes it.
 pub struct Lent<S>(Arc<Mutex<State<S>>>);
@@ -100,7 +106,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Lent<S> {
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut state = lock(&self.0);
         state.flushed = false;
@@ -159,7 +165,7 @@ impl Body for Handing {
             return Poll::Ready(Some(Err(io::Error::other("the connection serves a watch from here on"))));
         }
         let Some(events) = &mut this.events else { return Poll::Ready(None) };
-        events.poll_next_unpin(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+        events.poll_next_unpin(cx).map(|piece| piece.map(|piece| Ok(Frame::data(joined(piece)))))
     }
 }
 
@@ -179,10 +185,23 @@ pub async fn tell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, mut events: 
             },
         };
         let Some(piece) = piece else { break };
-        let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
-        stream.write_all(&chunk).await?;
-        stream.flush().await?;
+        send(&mut stream, &piece).await?;
     }
     stream.write_all(b"0\r\n\r\n").await?;
     stream.shutdown().await
+}
+
+/// Sends a piece as one chunk.
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, piece: &[Bytes]) -> io::Result<()> {
+    let head = format!("{:x}\r\n", piece.iter().map(Bytes::len).sum::<usize>());
+    let parts = piece.iter().map(|part| &part[..]);
+    let mut slices: Vec<_> = once(head.as_bytes()).chain(parts).chain(once(&b"\r\n"[..])).map(IoSlice::new).collect();
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match stream.write_vectored(rest).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => IoSlice::advance_slices(&mut rest, written),
+        }
+    }
+    stream.flush().await
 }
