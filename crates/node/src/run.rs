@@ -67,7 +67,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the pods of an earlier process cannot be adopted")]
-    Adopt(#[source] runtime::Error),
+    Adopt(#[source] runtime::error::Error),
     #[error("the API's pods cannot be followed: {0}")]
     Watch(#[from] client::informer::Stopped),
 }

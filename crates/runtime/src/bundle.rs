@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
-use crate::cgroup::{DeviceRule, OomCounter};
+use crate::cgroup::OomCounter;
+use crate::device_program::DeviceRule;
+use crate::error::Error;
 use crate::mount_options;
 use crate::plan::{ContainerPlan, Resources, Rootfs};
 
@@ -239,7 +240,7 @@ pub(crate) fn device_rules(plan: &[LinuxDeviceCgroup]) -> Vec<DeviceRule> {
     let allow =
         |kind, major, minor, access: &str| DeviceRule { allow: true, kind, major, minor, access: access.into() };
     rules.extend([allow('c', None, None, "m"), allow('b', None, None, "m")]);
-    rules.extend(crate::setup::NODES.map(|(_, major, minor)| allow('c', Some(major), Some(minor), "rwm")));
+    rules.extend(crate::defaults::NODES.map(|(_, major, minor)| allow('c', Some(major), Some(minor), "rwm")));
     // Pseudo-terminals and their multiplexer.
     rules.extend([allow('c', Some(136), None, "rwm"), allow('c', Some(5), Some(2), "rwm")]);
     rules

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::device_program::{self, DeviceRule};
 use crate::plan::{CPU_PERIOD, Resources, Stats};
 
 /// The hierarchies of this machine and the delegated root in them.
@@ -50,19 +51,6 @@ impl OomCounter {
     pub(crate) fn read(&self) -> u64 {
         fs::read_to_string(&self.file).ok().and_then(|text| field(&text, &self.key)).unwrap_or(0)
     }
-}
-
-/// A rule of the device controller. Source: config-linux.md, "Allowed Device list".
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceRule {
-    pub allow: bool,
-    /// `a`, `b` or `c`.
-    pub kind: char,
-    /// `None` is every number.
-    pub major: Option<u32>,
-    pub minor: Option<u32>,
-    /// Of `r`, `w` and `m`.
-    pub access: String,
 }
 
 impl Cgroups {
@@ -234,7 +222,7 @@ impl Cgroups {
     pub(crate) fn limit_devices(&self, group: &Path, rules: &[DeviceRule]) -> io::Result<()> {
         let directory = self.v1("devices", group)?;
         if self.is_v2() {
-            let program = crate::device_program::compile(rules);
+            let program = device_program::compile(rules);
             let directory = fs::File::open(&directory)?;
             return crate::sys::load_device_program(&program, directory.as_fd());
         }

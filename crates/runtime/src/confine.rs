@@ -19,11 +19,12 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new
 use tokio::io::Interest;
 
 use crate::cgroup::Cgroups;
+use crate::error::{Error, io_error};
 use crate::plan::Resources;
 use crate::pods::blocking;
 use crate::seqpacket::{self, MAX_FDS, MAX_MESSAGE};
 use crate::setup::{Role, RoleRoot};
-use crate::{Error, Runtime, capability, io_error, seccomp, setup};
+use crate::{Runtime, capability, seccomp, setup};
 
 /// What a confined process may do and have.
 #[derive(Debug)]

@@ -11,12 +11,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
 
 use crate::bundle::{self, BUNDLE, Bundle, CONFIG, FILTER};
+use crate::error::{Error, io_error};
 use crate::plan::{
     AttachIo, AttachPlan, ContainerPlan, ExecIo, ExecPlan, PidMode, Resources, Rootfs, Started, Stats, Streams,
 };
 use crate::pods::{PodHandle, blocking};
 use crate::shim::protocol::{Answer, Op, Start};
-use crate::{Error, Runtime, io_error, seccomp};
+use crate::{Runtime, seccomp};
 
 /// How much output an attached client may be behind before it is cut off.
 const ATTACH_BUFFER: usize = 1 << 20;

@@ -25,6 +25,10 @@ pub const MASKED_PATHS: &[&str] = &[
 /// Read-only for containers unless `procMount: Unmasked`.
 pub const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// The devices of every container: name, major, minor. Source: config-linux.md, "Default Devices".
+pub(crate) const NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
 /// `/proc`, `/dev` with its parts, `/sys` and the container's cgroup, read-only. `/dev/shm` is the pod's.
 ///
 /// # Panics

@@ -2,7 +2,18 @@
 //!
 //! The context is `struct bpf_cgroup_dev_ctx`: `access_type` (access << 16 | type), `major`, `minor`. The program returns 1 to allow.
 
-use crate::cgroup::DeviceRule;
+/// A rule of the device controller. Source: config-linux.md, "Allowed Device list".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceRule {
+    pub allow: bool,
+    /// `a`, `b` or `c`.
+    pub kind: char,
+    /// `None` is every number.
+    pub major: Option<u32>,
+    pub minor: Option<u32>,
+    /// Of `r`, `w` and `m`.
+    pub access: String,
+}
 
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;

@@ -13,6 +13,7 @@ pub mod confine;
 mod containers;
 pub mod defaults;
 mod device_program;
+pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod link;
@@ -38,6 +39,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::cgroup::Cgroups;
+use crate::error::{Error, io_error};
 use crate::plan::Event;
 use crate::pods::{PodHandle, Step};
 
@@ -159,31 +161,4 @@ pub fn new_id() -> String {
     let mut bytes = [0u8; 32];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("the kernel has random numbers");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Why the runtime could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The program could not be executed, or the container not set up. `reason` is fit for a Pod's status, in runc's words.
-    #[error("{reason}")]
-    Start { reason: String },
-    /// The plan asks for what this runtime cannot or must not do.
-    #[error("{field}: {problem}")]
-    Plan { field: String, problem: String },
-    #[error("pod {0:?} is not known to the runtime")]
-    UnknownPod(String),
-    #[error("container {0:?} is not known to the runtime")]
-    UnknownContainer(String),
-    #[error("container {0:?} is not running")]
-    NotRunning(String),
-    /// The pod's shim does not answer; an [`Event::ShimDied`] follows if it is dead.
-    #[error("the shim of pod {0:?} does not answer")]
-    Shim(String),
-    /// `what` says what was being done.
-    #[error("could not {what}")]
-    Io { what: String, source: io::Error },
-}
-
-fn io_error(what: String) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Io { what: what.clone(), source }
 }

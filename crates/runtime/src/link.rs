@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::Error;
+use crate::error::Error;
 use crate::plan::{ContainerState, Event, Exit};
 use crate::seqpacket::{self, MAX_MESSAGE};
 use crate::shim::protocol::{Answer, Failure, Message, Op, Request, VERSION};

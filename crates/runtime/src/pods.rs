@@ -17,13 +17,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::cgroup::Cgroups;
+use crate::error::{Error, io_error};
 use crate::link::{End, Link, Welcome};
 use crate::plan::{
     AdoptedContainer, AdoptedPod, ContainerPlan, ContainerState, Event, Ipc, Network, Pod, PodPlan, Qos,
 };
 use crate::shim::protocol::Op;
 use crate::shim::{CONTAINERS, LOCK, POD};
-use crate::{Error, Runtime, bundle, io_error};
+use crate::{Runtime, bundle};
 
 /// The cgroup of the shims: not the pods', whose limits must not stop a log or kill a shim.
 const SHIMS: &str = "shims";

@@ -134,8 +134,11 @@ impl Launch {
             }
             this.remove_writable(previous).await;
         }
-        let create_failed =
-            |error: runtime::Error| Failed { reason: "CreateContainerError", message: chain(&error), exit: None };
+        let create_failed = |error: runtime::error::Error| Failed {
+            reason: "CreateContainerError",
+            message: chain(&error),
+            exit: None,
+        };
         runtime.create_container(&this.uid, plan).await.map_err(create_failed)?;
         this.events.normal("Created", "Container created", Some(&name));
         let started = match runtime.start_container(&this.uid, &id).await {

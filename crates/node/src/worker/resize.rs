@@ -104,7 +104,7 @@ async fn write(shared: &Shared, uid: &str, pod: &Pod, changes: &[Change]) -> Res
     for (change, limits) in &in_place {
         fits_usage(shared, uid, change, limits)?;
     }
-    let failed = |error: runtime::Error| chain(&error);
+    let failed = |error: runtime::error::Error| chain(&error);
     let wide = between(&resources::pod_cgroup(&before(spec, changes)), &after);
     shared.runtime.update_pod(uid, &wide).await.map_err(failed)?;
     for (change, limits) in &in_place {

@@ -81,7 +81,7 @@ async fn check_runtime(shared: &Shared, pod: &Pod) -> Result<(), String> {
 async fn remove(shared: &Shared, uid: &str) -> Result<(), String> {
     shared.network.detach(uid).await?;
     match shared.runtime.remove_pod(uid).await {
-        Ok(()) | Err(runtime::Error::UnknownPod(_)) => Ok(()),
+        Ok(()) | Err(runtime::error::Error::UnknownPod(_)) => Ok(()),
         Err(error) => Err(chain(&error)),
     }
 }

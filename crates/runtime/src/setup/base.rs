@@ -9,8 +9,8 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, open};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use super::mounts::{FileSystem, attach};
-use super::{During, Fault};
+use super::fault::{During, Fault};
+use super::file_system::{FileSystem, attach};
 use crate::sys;
 
 /// Where the root of a container is mounted.

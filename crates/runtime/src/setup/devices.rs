@@ -9,14 +9,11 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::pty::OpenptFlags;
 
-use super::mounts::attach;
+use super::fault::{During, Fault};
+use super::file_system::attach;
 use super::path::{self, Kind};
-use super::{During, Fault};
+use crate::defaults::NODES;
 use crate::seqpacket;
-
-/// Name, major, minor. Source: config-linux.md, "Default Devices".
-pub(crate) const NODES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// Source: runc `libcontainer/rootfs_linux.go`, `setupDevSymlinks`; config-linux.md for `ptmx`.
 const LINKS: [(&str, &str); 6] = [

@@ -7,6 +7,8 @@
 
 mod base;
 mod devices;
+mod fault;
+mod file_system;
 mod mounts;
 mod path;
 mod process;
@@ -23,40 +25,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 pub(crate) use base::make as make_base;
-pub(crate) use devices::NODES;
 pub(crate) use role::{Role, RoleRoot, enter as enter_role};
 
+use self::fault::{During, Fault};
 use crate::bundle::Bundle;
 use crate::plan::ExecPlan;
 use crate::{seqpacket, sys};
-
-/// Why a container or an exec could not be started.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Fault(String);
-
-/// Says what failed: `what: no such file or directory`.
-trait During<T> {
-    fn during(self, what: impl FnOnce() -> String) -> Result<T, Fault>;
-}
-
-impl<T, E: std::fmt::Display> During<T> for Result<T, E> {
-    fn during(self, what: impl FnOnce() -> String) -> Result<T, Fault> {
-        self.map_err(|error| Fault(format!("{}: {}", what(), words(&error.to_string()))))
-    }
-}
-
-/// An error as Go's runtimes print it: `no such file or directory`, where Rust says `No such file or directory (os error 2)`.
-fn words(error: &str) -> String {
-    let text = error.split(" (os error").next().unwrap_or(error);
-    let mut letters = text.chars();
-    match letters.next() {
-        Some(first) if letters.clone().next().is_some_and(char::is_lowercase) => {
-            first.to_lowercase().chain(letters).collect()
-        }
-        _ => text.to_owned(),
-    }
-}
 
 /// The child's end of its standard streams.
 pub(crate) enum Stdio {
@@ -209,16 +183,4 @@ fn begin(bundle: &Bundle, process: &Process) -> Result<(), Fault> {
 
 fn open_null() -> Result<OwnedFd, Fault> {
     rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).during(|| "open /dev/null".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::words;
-
-    #[test]
-    fn errors_read_like_gos() {
-        let error = std::io::Error::from_raw_os_error(2).to_string();
-        assert_eq!(words(&error), "no such file or directory");
-        assert_eq!(words("EOF while parsing"), "EOF while parsing");
-    }
 }

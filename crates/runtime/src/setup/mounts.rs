@@ -9,52 +9,14 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, Statx, StatxFlags, fstat, fstatfs, mkdirat, statx,
 };
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
-};
+use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
+use super::base;
+use super::fault::{During, Fault};
+use super::file_system::{FileSystem, attach};
 use super::path::{self, Kind};
-use super::{During, Fault, base};
 use crate::mount_options::{self, MountOptions};
 use crate::sys::{self, MountAttr};
-
-/// A file system on its way to be mounted.
-pub(super) struct FileSystem {
-    context: OwnedFd,
-    kind: String,
-}
-
-impl FileSystem {
-    pub(super) fn open(kind: &str) -> Result<FileSystem, Fault> {
-        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).during(|| format!("open file system {kind}"))?;
-        Ok(FileSystem { context, kind: kind.to_owned() })
-    }
-
-    pub(super) fn with(self, key: &str, value: &str) -> Result<FileSystem, Fault> {
-        fsconfig_set_string(self.context.as_fd(), key, value)
-            .during(|| format!("set {key}={value} of file system {}", self.kind))?;
-        Ok(self)
-    }
-
-    pub(super) fn flag(self, key: &str) -> Result<FileSystem, Fault> {
-        fsconfig_set_flag(self.context.as_fd(), key).during(|| format!("set {key} of file system {}", self.kind))?;
-        Ok(self)
-    }
-
-    /// A detached mount of it.
-    pub(super) fn mount(self, attributes: MountAttrFlags) -> Result<OwnedFd, Fault> {
-        fsconfig_create(self.context.as_fd()).during(|| format!("create file system {}", self.kind))?;
-        fsmount(self.context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-            .during(|| format!("mount file system {}", self.kind))
-    }
-}
-
-/// Puts a detached mount on a directory or file.
-pub(super) fn attach(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<(), Fault> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(tree, "", place, "", flags).during(|| "attach a mount".to_owned())
-}
 
 /// A mount of the configuration with its source open.
 pub(super) struct Volume {

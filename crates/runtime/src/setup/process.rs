@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{During, Fault};
+use super::fault::{During, Fault, words};
 use crate::{capability, seqpacket, sys};
 
 /// The program's standard streams.
@@ -243,7 +243,7 @@ impl Program {
         for path in &self.candidates {
             let error = sys::exec(path, &self.args, &self.env);
             let shown = path.to_string_lossy();
-            let reason = super::words(&error.to_string());
+            let reason = words(&error.to_string());
             let stat = rustix::fs::stat(path.as_c_str());
             match error {
                 Errno::NOENT | Errno::NOTDIR if stat.is_err() && slash => {

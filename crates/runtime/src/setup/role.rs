@@ -9,8 +9,9 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
-use super::mounts::{FileSystem, attach};
-use super::{During, Fault, base, process};
+use super::fault::{During, Fault};
+use super::file_system::{FileSystem, attach};
+use super::{base, process};
 use crate::sys::{self, MountAttr};
 
 /// What is left to the process.

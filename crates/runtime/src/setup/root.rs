@@ -6,8 +6,9 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
-use super::mounts::{FileSystem, attach as attach_tree};
-use super::{During, Fault, base};
+use super::base;
+use super::fault::{During, Fault};
+use super::file_system::{FileSystem, attach as attach_tree};
 use crate::plan::Rootfs;
 use crate::sys::{self, MountAttr};
 

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use oci_spec::runtime::{Mount, MountBuilder, Spec};
+use runtime::error::Error;
 use runtime::plan::{
     ContainerPlan, Event, ExecPlan, Exit, Ipc, LogLimits, Network, PidMode, PodPlan, Qos, Resources, Rootfs, Started,
     Stdin, Streams,
 };
-use runtime::{Config, Error, Runtime};
+use runtime::{Config, Runtime};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 

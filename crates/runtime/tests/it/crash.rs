@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use runtime::Runtime;
+use runtime::error::Error;
 use runtime::plan::{ContainerState, Event};
 use runtime::pods::Step;
-use runtime::{Error, Runtime};
 
 use crate::bed::{Bed, wait_until};
 

@@ -1,6 +1,6 @@
 //! From start to exit.
 
-use runtime::Error;
+use runtime::error::Error;
 use runtime::plan::{ContainerPlan, Event};
 
 use crate::bed::Bed;

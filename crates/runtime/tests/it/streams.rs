@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
-use runtime::Error;
+use runtime::error::Error;
 use runtime::plan::{AttachPlan, ExecPlan, Stdin, Streams};
 
 use crate::bed::{Bed, PATIENCE, read_all};

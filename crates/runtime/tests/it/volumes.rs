@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use runtime::Error;
+use runtime::error::Error;
 use runtime::plan::ContainerPlan;
 
 use crate::bed::{Bed, bind};
