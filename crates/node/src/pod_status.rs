@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::pod_machine::container::{Role, Slot, State, Waiting, should_restart};
-use crate::pod_machine::{Exit, Machine, Resize, Sandbox, api_time};
+use crate::pod_machine::event::Exit;
+use crate::pod_machine::{Machine, Resize, Sandbox, api_time};
 use crate::resources::{self, Side};
 
 /// The conditions that the kubelet writes; all others are kept as they are. Source: types/pod_status.go.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::exec::{self, Ended};
 use crate::http_get::{self, Get};
-use crate::pod_machine::ProbeKind;
+use crate::pod_machine::event::ProbeKind;
 
 /// Attempts when a probe cannot be carried out at all. Source: prober.go, `maxProbeRetries`.
 const ATTEMPTS: usize = 3;

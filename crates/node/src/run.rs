@@ -355,7 +355,7 @@ impl Loop {
             match (shared.network.attach(&uid, netns, &pod).await, worker) {
                 (Ok(addresses), Some(worker)) => {
                     let ips = addresses.ips.iter().map(ToString::to_string).collect();
-                    let event = crate::pod_machine::Event::Addresses { ips };
+                    let event = crate::pod_machine::event::Event::Addresses { ips };
                     // The worker is gone only when the pod is.
                     worker.send(Message::Machine(event)).await.ok();
                 }
@@ -400,7 +400,9 @@ impl Loop {
             runtime::plan::Event::ContainerExited { pod, container, exit } => {
                 (pod, Message::ContainerExited { id: container, exit })
             }
-            runtime::plan::Event::ShimDied { pod } => (pod, Message::Machine(crate::pod_machine::Event::SandboxLost)),
+            runtime::plan::Event::ShimDied { pod } => {
+                (pod, Message::Machine(crate::pod_machine::event::Event::SandboxLost))
+            }
         };
         if let Some(worker) = self.workers.get(&pod) {
             worker.mailbox.send(message).await.ok();

@@ -5,7 +5,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext};
 
-use crate::pod_machine::User;
+use crate::pod_machine::event::User;
 
 /// The image's account files, as far as it has them.
 #[derive(Clone, Debug, Default)]

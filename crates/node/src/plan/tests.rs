@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::pod_machine::User;
+use crate::pod_machine::event::User;
 
 fn plan(pod: Value, container: Value, image: ImageConfig) -> Result<Value, PlanError> {
     let mut container = container;

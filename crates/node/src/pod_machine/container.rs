@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec, ResourceRequirements};
 
-use super::{Exit, ProbeKind, User};
+use super::event::{Exit, ProbeKind, User};
 use crate::backoff::Backoff;
 
 /// Which of a pod's lists a container comes from.

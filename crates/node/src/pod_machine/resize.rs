@@ -7,8 +7,9 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 
+use super::Machine;
 use super::container::Role;
-use super::{Effect, Machine};
+use super::event::{Change, Effect, Resized};
 use crate::resources::{Side, of_container};
 
 /// Where a change of resources stands.
@@ -24,30 +25,6 @@ pub enum Resize {
         reason: &'static str,
         message: String,
     },
-}
-
-/// What became of a change.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Resized {
-    /// Reason `Deferred` or `Infeasible`.
-    Pending {
-        reason: &'static str,
-        message: String,
-    },
-    Failed(String),
-    /// These are what containers have now; those that must be restarted for it have not changed.
-    Done(Vec<Change>),
-}
-
-/// A running container whose resources differ from what the pod says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Change {
-    pub container: String,
-    pub id: String,
-    pub resources: ResourceRequirements,
-    pub had: ResourceRequirements,
-    /// Its policy for one of the resources that change is `RestartContainer`.
-    pub restart: bool,
 }
 
 impl Machine {
@@ -158,7 +135,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
 
-    use super::super::{Event, Started};
+    use super::super::event::{Event, Exit, Started};
     use super::*;
 
     fn pod(cpu: &str, policy: &str, generation: i64) -> Arc<Pod> {
@@ -226,7 +203,7 @@ mod tests {
         let effects = pod_running.step(Event::Resized(Resized::Done(changes)));
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Signal { .. })), "{effects:?}");
         assert_eq!(pod_running.shown(), (json!("1"), vec!["PodResizeInProgress".to_owned()]));
-        let exit = super::super::Exit::unknown("one", "");
+        let exit = Exit::unknown("one", "");
         pod_running.step(Event::Exited { container: "a".to_owned(), exit });
         pod_running.step(Event::ImageReady {
             container: "a".to_owned(),

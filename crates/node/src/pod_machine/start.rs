@@ -3,7 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::container::{Role, Running, State, restarts_on_probe_failure, should_restart};
-use super::{Effect, Exit, Machine, ProbeKind, Sandbox, Started, Volumes, after};
+use super::event::{Effect, Exit, ProbeKind, Started};
+use super::{Machine, Sandbox, Volumes, after};
 use crate::backoff::go_duration;
 
 /// Between attempts that failed for a reason that may pass. Source: pod_workers.go, `backOffPeriod`.

@@ -7,7 +7,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::container::{Role, Stage, State, Stopping, grace_of};
-use super::{Effect, Machine, ProbeKind, Sandbox, Signal, Stop, Volumes, after};
+use super::event::{Effect, ProbeKind, Signal};
+use super::{Machine, Sandbox, Stop, Volumes, after};
 
 /// What is left to a container after its preStop hook, at least. Source: `minimumGracePeriodInSeconds`.
 const LEAST: SignedDuration = SignedDuration::from_secs(2);

@@ -16,8 +16,14 @@ use tokio_tungstenite::tungstenite::Message;
 use tracing::debug;
 use wire::spdy::{self, Event, Side, Status};
 
-use super::streams::{CLOSE, ERROR, NORMAL, RESIZE, STDERR, STDIN, STDOUT};
-use super::transport::Socket;
+use super::transport::{NORMAL, Socket};
+
+pub(super) const STDIN: u8 = 0;
+pub(super) const STDOUT: u8 = 1;
+pub(super) const STDERR: u8 = 2;
+pub(super) const ERROR: u8 = 3;
+pub(super) const RESIZE: u8 = 4;
+pub(super) const CLOSE: u8 = 255;
 
 /// How long a client may take to open its streams. Source: `DefaultStreamCreationTimeout`.
 const OPENING: Duration = Duration::from_secs(30);

@@ -24,7 +24,6 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::streams::accept_websocket;
 use super::{Body, Endpoint, text, transport, values};
 use crate::shared::Known;
 
@@ -113,11 +112,11 @@ pub(super) fn serve(endpoint: &Endpoint, known: &Known, mut request: Request<Inc
     };
     let response = match spoken {
         Spoken::Spdy { websocket: false } => transport::switching_to_spdy(PROTOCOL),
-        Spoken::Spdy { websocket: true } => match accept_websocket(&request, TUNNEL) {
+        Spoken::Spdy { websocket: true } => match transport::accept_websocket(&request, TUNNEL) {
             Ok(response) => response,
             Err(refusal) => return refusal,
         },
-        Spoken::Channels { protocol, .. } => match accept_websocket(&request, protocol) {
+        Spoken::Channels { protocol, .. } => match transport::accept_websocket(&request, protocol) {
             Ok(response) => response,
             Err(refusal) => return refusal,
         },

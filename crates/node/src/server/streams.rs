@@ -10,35 +10,20 @@ use std::time::Duration;
 use api::chain::chain;
 use api::status::Status;
 use bytes::Bytes;
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
-use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http::header::{SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use runtime::plan::{AttachPlan, ExecPlan, Streams};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tracing::debug;
 
-use super::channels::{Channels, Heard, Streams as SpdyStreams};
+use super::channels::{Channels, ERROR, Heard, RESIZE, STDERR, STDIN, STDOUT, Streams as SpdyStreams};
 use super::fd::Stream;
 use super::{Action, Body, Endpoint, text, transport, values};
 use crate::shared::Known;
-
-/// Clients take a close without a code for a broken connection.
-pub(super) const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
-
-pub(super) const STDIN: u8 = 0;
-pub(super) const STDOUT: u8 = 1;
-pub(super) const STDERR: u8 = 2;
-pub(super) const ERROR: u8 = 3;
-pub(super) const RESIZE: u8 = 4;
-pub(super) const CLOSE: u8 = 255;
 
 /// A process may end while another holds its output open: how long to wait for more then.
 const LINGER: Duration = Duration::from_millis(200);
@@ -219,34 +204,8 @@ fn handshake(request: &Request<Incoming>) -> Result<(Spoken, Response<Body>), Re
             format!("unable to negotiate protocol: client supports [{offered}], server accepts [{}]", known.join(" "));
         return Err(text(StatusCode::FORBIDDEN, &why));
     };
-    let response = accept_websocket(request, protocol.name)?;
+    let response = transport::accept_websocket(request, protocol.name)?;
     Ok((Spoken::WebSocket(protocol), response))
-}
-
-/// The answer that turns a connection into something else.
-pub(super) fn switching() -> Response<Body> {
-    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response
-}
-
-/// Accepts a WebSocket; `protocol` may be empty.
-#[allow(clippy::result_large_err)] // The error is the answer.
-pub(super) fn accept_websocket(
-    request: &Request<Incoming>,
-    protocol: &'static str,
-) -> Result<Response<Body>, Response<Body>> {
-    let key = request.headers().get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
-    let mut response = switching();
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    let accept = derive_accept_key(key).parse().map_err(|_| text(StatusCode::BAD_REQUEST, "bad key"))?;
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    if !protocol.is_empty() {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
-    }
-    Ok(response)
 }
 
 struct Session {

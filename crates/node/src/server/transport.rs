@@ -1,4 +1,4 @@
-//! Upgrades to SPDY, and a client's bytes after an upgrade: plain, or inside the binary messages of a WebSocket.
+//! Upgrades to WebSockets and SPDY, and a client's bytes after an upgrade: plain, or inside the binary messages of a WebSocket.
 //!
 //! Sources: apimachinery `pkg/util/httpstream/httpstream.go`, client-go `tools/portforward/tunneling_connection.go`.
 
@@ -7,23 +7,29 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use http::header::{CONNECTION, UPGRADE};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::Body;
-use super::streams::{NORMAL, switching};
+use super::{Body, text};
 
 type Io = TokioIo<Upgraded>;
 pub(super) type Socket = WebSocketStream<Io>;
 
 /// As much as is read at once.
 const PIECE: usize = 32 << 10;
+
+/// Clients take a close without a code for a broken connection.
+pub(super) const NORMAL: CloseFrame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
 
 /// What the `Upgrade` header says.
 pub(super) const SPDY: &str = "SPDY/3.1";
@@ -52,6 +58,32 @@ pub(super) fn agree(headers: &HeaderMap, known: &[&'static str]) -> Result<&'sta
 pub(super) fn not_agreed(offered: &[String], known: &[&str]) -> String {
     let (offered, known) = (offered.join(" "), known.join(" "));
     format!("unable to upgrade: unable to negotiate protocol: client supports [{offered}], server accepts [{known}]")
+}
+
+/// The answer that turns a connection into something else.
+fn switching() -> Response<Body> {
+    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response
+}
+
+/// Accepts a WebSocket; `protocol` may be empty.
+#[allow(clippy::result_large_err)] // The error is the answer.
+pub(super) fn accept_websocket(
+    request: &Request<Incoming>,
+    protocol: &'static str,
+) -> Result<Response<Body>, Response<Body>> {
+    let key = request.headers().get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    let mut response = switching();
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let accept = derive_accept_key(key).parse().map_err(|_| text(StatusCode::BAD_REQUEST, "bad key"))?;
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    if !protocol.is_empty() {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
+    Ok(response)
 }
 
 /// Accepts an upgrade to SPDY.

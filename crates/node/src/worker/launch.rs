@@ -21,7 +21,7 @@ use crate::events::PodEvents;
 use crate::plan::env::Facts;
 use crate::plan::files::Dns;
 use crate::plan::{self, Bind, Device, PlanError, Propagation};
-use crate::pod_machine::{Event, Exit, Started, User};
+use crate::pod_machine::event::{Event, Exit, Started, User};
 use crate::shared::Shared;
 use crate::sources::PodSources;
 use crate::{accounts, volumes};

@@ -23,7 +23,8 @@ use tracing::{debug, info};
 
 use crate::events::PodEvents;
 use crate::images::Pulled;
-use crate::pod_machine::{Effect, Event, Exit, Machine, ProbeKind, Signal, Started, any_container};
+use crate::pod_machine::event::{Effect, Event, Exit, ProbeKind, Signal, Started};
+use crate::pod_machine::{Machine, any_container};
 use crate::probes;
 use crate::shared::{Known, Roots, Shared};
 use crate::sources::PodSources;

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use runtime::plan::Resources;
 
 use super::{Message, Worker};
-use crate::pod_machine::{Change, Event, Resized};
+use crate::pod_machine::event::{Change, Event, Resized};
 use crate::resources::{self, Amounts, Side};
 use crate::shared::Shared;
 use api::chain::chain;

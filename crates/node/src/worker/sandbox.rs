@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{Message, Worker};
 use crate::plan;
-use crate::pod_machine::Event;
+use crate::pod_machine::event::Event;
 use crate::shared::Shared;
 use api::chain::chain;
 

@@ -15,7 +15,7 @@ use super::{Message, Worker};
 use crate::events::PodEvents;
 use crate::eviction;
 use crate::images::Missing;
-use crate::pod_machine::Event;
+use crate::pod_machine::event::Event;
 use crate::shared::{Roots, Shared};
 use crate::sources::PodSources;
 use crate::tokens::Tokens;

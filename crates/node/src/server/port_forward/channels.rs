@@ -14,8 +14,7 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 use tracing::debug;
 
-use super::super::streams::NORMAL;
-use super::super::transport::Socket;
+use super::super::transport::{NORMAL, Socket};
 use super::{Inside, Said, WAITING, forward};
 
 /// As many as a channel's number, one byte, can tell apart; in base64 it is one digit.
