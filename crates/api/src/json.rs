@@ -33,6 +33,23 @@ pub fn parse(text: &[u8]) -> Result<Parsed, serde_json::Error> {
     Ok(Parsed { value, repeats })
 }
 
+/// Why a text is no JSON, in Go's words for what is most often wrong.
+///
+/// Source: Go's `encoding/json/scanner.go`.
+pub fn go_error(text: &[u8], error: &serde_json::Error) -> String {
+    match text.first() {
+        _ if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        Some(first) if !b"{[\"tfn-0123456789 \t\r\n".contains(first) => {
+            let shown = match char::from(*first) {
+                '\'' => "\\'".to_owned(),
+                first => crate::field::quoted(&first.to_string()).trim_matches('"').to_owned(),
+            };
+            format!("invalid character '{shown}' looking for beginning of value")
+        }
+        _ => error.to_string(),
+    }
+}
+
 /// The place at which a value is read.
 struct Place<'a> {
     repeats: &'a mut bool,
@@ -120,6 +137,15 @@ mod tests {
             assert_eq!(parsed.value, serde_json::from_str::<Value>(text).unwrap());
             assert!(!parsed.repeats);
         }
+    }
+
+    #[test]
+    fn errors_are_go_s() {
+        let check = |text: &[u8]| go_error(text, &parse(text).unwrap_err());
+        assert_eq!(check(b"x"), "invalid character 'x' looking for beginning of value");
+        assert_eq!(check(b"'"), r"invalid character '\'' looking for beginning of value");
+        assert_eq!(check(b"\x9e"), r"invalid character '\u009e' looking for beginning of value");
+        assert_eq!(check(b"{"), "unexpected end of JSON input");
     }
 
     #[test]

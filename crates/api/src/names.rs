@@ -24,6 +24,14 @@ pub fn regex_error(message: &str, regex: &str, examples: &[&str]) -> String {
     format!("{message} (e.g. {}regex used for validation is '{regex}')", examples.join(" or "))
 }
 
+/// The message of a rule that counts bytes, as upstream's newer ones do.
+pub fn in_bytes(message: String) -> String {
+    match message.strip_suffix(" characters").filter(|rest| rest.starts_with("must be no more than ")) {
+        Some(rest) => format!("{rest} bytes"),
+        None => message,
+    }
+}
+
 pub fn max_len_error(length: usize) -> String {
     format!("must be no more than {length} characters")
 }

@@ -116,7 +116,16 @@ impl Patch {
                 let Value::Object(object) = object else {
                     return Err(Error::Unprocessable("invalid JSON document".to_owned()));
                 };
-                strategic::apply(object, patch.clone(), of).map(Value::Object)
+                // What is patched is a struct that knows its type: what a patch says of it is not looked at.
+                let is = ["apiVersion", "kind"].map(|field| (field, object.get(field).cloned()));
+                let mut patched = strategic::apply(object, patch.clone(), of)?;
+                for (field, value) in is {
+                    let is_text = patched.get(field).is_none_or(|new| new.is_string() || new.is_null());
+                    if let Some(value) = value.filter(|_| is_text) {
+                        patched.insert(field.to_owned(), value);
+                    }
+                }
+                Ok(Value::Object(patched))
             }
         }
     }

@@ -155,13 +155,13 @@ pub enum Action {
 }
 
 /// A key that belongs to one object alone, taken and released in the object's own transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
     /// Such as `cluster-ips` or `node-ports`.
     pub pool: &'static str,
     pub value: String,
-    /// The field that asks for it, for the error message.
-    pub field: field::Path,
+    /// What is said when it belongs to another object.
+    pub taken: field::Error,
 }
 
 pub struct Column {

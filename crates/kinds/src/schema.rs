@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 
 use api::schema::{Schema, Type};
+use serde_json::Value;
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     Schema::parse(include_str!("../facts/schema-1.37.tsv")).expect("a test parses the table that is built in")
@@ -18,6 +19,14 @@ pub fn schema() -> &'static Schema {
 /// Takes a built-in type by its full name, such as `io.k8s.api.core.v1.Pod`.
 pub fn get(name: &str) -> Option<Type<'static>> {
     SCHEMA.get(name)
+}
+
+/// Takes the type of an object by what it says of itself.
+pub fn of(object: &Value) -> Option<Type<'static>> {
+    let version = object["apiVersion"].as_str()?;
+    let (group, version) = version.split_once('/').unwrap_or(("core", version));
+    let group = group.split('.').next().unwrap_or(group);
+    get(&format!("io.k8s.api.{group}.{version}.{}", object["kind"].as_str()?))
 }
 
 #[cfg(test)]

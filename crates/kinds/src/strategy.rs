@@ -3,8 +3,10 @@
 //! Source: apiserver `pkg/registry/rest/{create,update}.go`.
 
 use api::field::Error;
+use api::schema::{Scalar, Shape, Type};
 use serde_json::Value;
 
+use crate::schema;
 use crate::value::{copy, is_empty, number, remove, set};
 
 /// The steps by which a write through one endpoint becomes an object, in the order of the fields.
@@ -40,28 +42,68 @@ pub fn prune_nulls(value: &mut Value) {
     }
 }
 
-/// Whether two values mean the same: absent, `null` and empty are alike.
+/// Whether two values mean the same, whatever their types: absent, `null` and empty are alike.
 ///
 /// Source: apimachinery `pkg/api/equality/semantic.go`. Quantities are compared as written; defaulting has brought them
 /// into one form.
 pub fn same(a: &Value, b: &Value) -> bool {
+    alike(None, a, b)
+}
+
+/// As [`same`], for structs of a known type: where a pointer stands, an empty object is not the same as none.
+pub fn same_structs(of: Option<Type<'_>>, a: &Value, b: &Value) -> bool {
+    alike(of.map(Shape::Object), a, b)
+}
+
+fn alike(of: Option<Shape<'_>>, a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
-            a.iter().all(|(key, value)| same(value, b.get(key).unwrap_or(&Value::Null)))
-                && b.iter().all(|(key, value)| a.contains_key(key) || is_zero(value))
+            let mut names = a.keys().chain(b.keys().filter(|name| !a.contains_key(*name)));
+            names.all(|name| {
+                let (of, pointer) = member(of, name);
+                match (a.get(name).filter(|a| !a.is_null()), b.get(name).filter(|b| !b.is_null())) {
+                    (Some(a), Some(b)) => alike(of, a, b),
+                    (Some(one), None) | (None, Some(one)) => !pointer && is_zero(of, one),
+                    (None, None) => true,
+                }
+            })
         }
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
-        (Value::Null, other) | (other, Value::Null) => is_zero(other),
+        (Value::Array(a), Value::Array(b)) => {
+            let of = match of {
+                Some(Shape::List(items)) => Some(items.shape()),
+                _ => None,
+            };
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(of, a, b))
+        }
+        (Value::Null, other) | (other, Value::Null) => is_zero(of, other),
         (a, b) => a == b,
     }
 }
 
-/// Whether a typed decoder makes the same of it as of nothing. Numbers and booleans count, for they may stand behind
-/// a pointer.
-fn is_zero(value: &Value) -> bool {
-    match value {
-        Value::Object(map) => map.values().all(is_zero),
-        other => is_empty(other),
+/// What a member is, and whether it is another without it than with its zero value.
+fn member<'a>(of: Option<Shape<'a>>, name: &str) -> (Option<Shape<'a>>, bool) {
+    match of {
+        Some(Shape::Object(of)) => {
+            of.field(name).map_or((None, false), |field| (Some(field.shape()), field.is_pointer()))
+        }
+        Some(Shape::Map(values)) => (Some(values.shape()), true),
+        _ => (None, false),
+    }
+}
+
+/// Whether a typed decoder makes the same of it as of nothing. Where the type is unknown, numbers and booleans count, for
+/// they may stand behind a pointer.
+fn is_zero(of: Option<Shape<'_>>, value: &Value) -> bool {
+    match (of, value) {
+        (None | Some(Shape::Object(_)), Value::Object(members)) => members.iter().all(|(name, value)| {
+            let (of, pointer) = member(of, name);
+            value.is_null() || !pointer && is_zero(of, value)
+        }),
+        (Some(Shape::Scalar(_)), Value::Bool(truth)) => !truth,
+        (Some(Shape::Scalar(scalar)), Value::Number(number)) => {
+            scalar != Scalar::IntOrString && number.as_f64() == Some(0.0)
+        }
+        (_, other) => is_empty(other),
     }
 }
 
@@ -81,7 +123,12 @@ pub fn generation(object: &mut Value, old: Option<&Value>, changed: impl Fn(&Val
 
 /// For [`generation`]: whether the specification changed.
 pub fn spec_changed(new: &Value, old: &Value) -> bool {
-    !same(&new["spec"], &old["spec"])
+    !same_field(new, old, "spec")
+}
+
+/// Whether a field of two whole objects means the same.
+pub fn same_field(new: &Value, old: &Value, field: &str) -> bool {
+    alike(schema::of(new).and_then(|of| of.field(field)).map(|field| field.shape()), &new[field], &old[field])
 }
 
 /// Keeps clients of the main endpoint from setting the status: a new object gets `initial`, an old one keeps its own.

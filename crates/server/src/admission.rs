@@ -7,6 +7,7 @@ pub mod escalation;
 pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
+pub mod node_taint;
 pub mod priority;
 pub mod runtime_class;
 pub mod service_account;
@@ -24,6 +25,7 @@ pub fn chain(authorizer: Arc<ClusterAuthorizer>, rng: Rng) -> Chain {
         Box::new(limit_ranger::LimitRanger),
         Box::new(service_account::ServiceAccount::new(rng)),
         Box::new(node_restriction::NodeRestriction),
+        Box::new(node_taint::TaintNodesByCondition),
         Box::new(priority::Priority),
         Box::new(default_tolerations::DefaultTolerationSeconds),
         Box::new(runtime_class::RuntimeClass),

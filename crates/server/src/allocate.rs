@@ -40,6 +40,7 @@ impl Allocator for Services {
         object: &mut Value,
         old: Option<&Value>,
         snapshot: &Snapshot,
+        dry_run: bool,
     ) -> Result<(), Unallocated> {
         if !kind.names.resource.group.is_empty() || kind.names.resource.resource != "services" {
             return Ok(());
@@ -47,7 +48,7 @@ impl Allocator for Services {
         let families: Vec<&str> = self.ranges.iter().map(family).collect();
         init_families(object, old, &families).map_err(Unallocated::Invalid)?;
         self.addresses(object, snapshot)?;
-        self.ports(object, snapshot)
+        self.ports(object, old, snapshot, dry_run)
     }
 }
 
@@ -121,53 +122,74 @@ impl Services {
         (0..size.min(1 << 20)).map(|step| first + (start + step) % size).find(|n| free(*n))
     }
 
-    fn ports(&self, service: &mut Value, snapshot: &Snapshot) -> Result<(), Unallocated> {
+    /// Which node ports of other services are taken is told by their claims, here and in dry runs too.
+    ///
+    /// Source: `storage/alloc.go`, `initNodePorts` and `updateNodePorts`.
+    fn ports(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        snapshot: &Snapshot,
+        dry_run: bool,
+    ) -> Result<(), Unallocated> {
         let spec = &service["spec"];
         let wants = match spec["type"].as_str() {
             Some("NodePort") => true,
             Some("LoadBalancer") => spec["allocateLoadBalancerNodePorts"] != false,
-            _ => false,
+            // Validation says that the others have none.
+            _ => return Ok(()),
         };
-        if matches!(spec["type"].as_str(), Some("ClusterIP" | "ExternalName")) {
-            // Validation says that these have none.
-            return Ok(());
-        }
-        let number = |port: &Value, field: &str| port[field].as_u64().and_then(|n| u16::try_from(n).ok());
-        let protocol = |port: &Value| port["protocol"].as_str().unwrap_or("TCP").to_owned();
-        let mut ports: Vec<Value> = spec["ports"].as_array().cloned().unwrap_or_default();
-        let mut errors = Vec::new();
+        let node_port = |port: &Value| port["nodePort"].as_i64().unwrap_or(0);
+        let front = |port: &Value| port["port"].as_i64().unwrap_or(0);
+        let of = |service: &Value| service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+        let had: Vec<i64> = old.map(of).unwrap_or_default().iter().map(node_port).collect();
+        let mut ports = of(service);
+        let refuse = |index: usize, number: i64, why: String| {
+            let path = Path::new("spec").child("ports").index(index).child("nodePort");
+            Err(Unallocated::Invalid(vec![Error::invalid(&path, number, why)]))
+        };
+        let mut taken: Vec<i64> = ports.iter().map(node_port).filter(|number| *number != 0).collect();
+        let mut own: Vec<i64> = Vec::new();
         // By the port in front: TCP and UDP of one port share their node port.
-        let mut shared: BTreeMap<u16, Vec<(String, u16)>> = BTreeMap::new();
-        for (index, port) in ports.iter().enumerate() {
-            let Some(node_port) = number(port, "nodePort").filter(|n| *n != 0) else { continue };
-            if !self.node_ports.contains(&node_port) {
+        let mut shared: BTreeMap<i64, i64> = BTreeMap::new();
+        for index in 0..ports.len() {
+            let (mut number, before) = (node_port(&ports[index]), front(&ports[index]));
+            if number == 0 && !wants {
+                continue;
+            }
+            let beside = shared.get(&before).copied();
+            if number == 0 {
+                let mut asked = ports.iter().filter(|port| front(port) == before).map(node_port);
+                number = match beside.or_else(|| asked.find(|number| *number != 0)) {
+                    Some(number) => number,
+                    // As upstream, whose dry runs know no free ports.
+                    None if dry_run => own.iter().max().map_or(i64::from(*self.node_ports.end()) + 2, |last| last + 1),
+                    None => {
+                        let free = |n: u16| {
+                            !taken.contains(&i64::from(n))
+                                && snapshot.get(&claims::key(PORTS, &n.to_string())).is_none()
+                        };
+                        i64::from(self.free_port(free)?)
+                    }
+                };
+                taken.push(number);
+                ports[index]["nodePort"] = json!(number);
+            }
+            shared.entry(before).or_insert(number);
+            if beside == Some(number) || had.contains(&number) {
+                continue;
+            }
+            let in_range = u16::try_from(number).is_ok_and(|number| self.node_ports.contains(&number));
+            if !in_range && !dry_run {
                 let range = format!("{}-{}", self.node_ports.start(), self.node_ports.end());
                 let why = format!("provided port is not in the valid range. The range of valid ports is {range}");
-                let path = Path::new("spec").child("ports").index(index).child("nodePort");
-                errors.push(Error::invalid(&path, node_port, why));
+                return refuse(index, number, why);
             }
-            shared.entry(number(port, "port").unwrap_or(0)).or_default().push((protocol(port), node_port));
-        }
-        if !errors.is_empty() {
-            return Err(Unallocated::Invalid(errors));
-        }
-        if !wants {
-            return Ok(());
-        }
-        for port in ports.iter_mut().filter(|port| port["nodePort"].as_u64().unwrap_or(0) == 0) {
-            let (front, protocol) = (number(port, "port").unwrap_or(0), protocol(port));
-            let own: Vec<u16> = shared.values().flatten().map(|(_, node_port)| *node_port).collect();
-            let free = |n: u16, protocol: &str| snapshot.get(&claims::key(PORTS, &format!("{n}-{protocol}"))).is_none();
-            let beside = shared.get(&front).into_iter().flatten();
-            let reused = beside.filter(|(other, _)| *other != protocol).map(|(_, n)| *n).find(|n| free(*n, &protocol));
-            let chosen = match reused {
-                Some(node_port) => node_port,
-                None => self.free_port(|n| {
-                    !own.contains(&n) && ["TCP", "UDP", "SCTP"].iter().all(|protocol| free(n, protocol))
-                })?,
-            };
-            port["nodePort"] = json!(chosen);
-            shared.entry(front).or_default().push((protocol, chosen));
+            // On an update, ports of one service may share what they ask for.
+            if own.contains(&number) && old.is_none() {
+                return refuse(index, number, "provided port is already allocated".to_owned());
+            }
+            own.push(number);
         }
         service["spec"]["ports"] = ports.into();
         Ok(())
@@ -206,12 +228,27 @@ mod tests {
     }
 
     fn check(spec: Value, expected: Value) {
+        check_beside(&[], spec, false, expected);
+    }
+
+    /// As `check`, where other services have some node ports.
+    fn check_beside(taken: &[u16], spec: Value, dry_run: bool, expected: Value) {
         let kind = kinds::core::service::kind();
         let mut service = json!({"metadata": {"name": "a", "namespace": "b"}, "spec": spec});
         (kind.strategy.default)(&mut service);
         (kind.strategy.prepare)(&mut service, None);
-        let snapshot = Memory::new().snapshot();
-        let got = match services().allocate(&kind, &mut service, None, &snapshot) {
+        let store = Memory::new();
+        let claim = |port: &u16| {
+            let key = claims::key(PORTS, &port.to_string());
+            store::Op::Put(api::object::Draft::new(key, json!({"metadata": {"name": port.to_string()}})).unwrap())
+        };
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(store.txn(Vec::new(), taken.iter().map(claim).collect()))
+            .unwrap();
+        let snapshot = store.snapshot();
+        let got = match services().allocate(&kind, &mut service, None, &snapshot, dry_run) {
             Ok(()) => {
                 let spec = &service["spec"];
                 let ports: Vec<&Value> =
@@ -244,6 +281,33 @@ mod tests {
             json!(
                 "spec.clusterIPs[0]: Invalid value: \"10.97.0.10\": failed to allocate IP 10.97.0.10: the provided IP (10.97.0.10) is not in the valid range. The range of valid IPs is 10.96.0.0/24"
             ),
+        );
+    }
+
+    #[test]
+    fn node_ports_of_others_are_left_alone() {
+        let spec = json!({"type": "NodePort", "selector": {"a": "b"}, "ports": [{"port": 53}]});
+        check_beside(&[30086, 30087], spec, false, json!([["10.96.0.17"], [30088]]));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_looked_at_unless_the_run_is_dry() {
+        let spec = |ports: Value| json!({"type": "NodePort", "selector": {"a": "b"}, "ports": ports});
+        let outside = || spec(json!([{"port": 53, "nodePort": 1}]));
+        check(
+            outside(),
+            json!(
+                "spec.ports[0].nodePort: Invalid value: 1: provided port is not in the valid range. The range of valid ports is 30000-32767"
+            ),
+        );
+        check_beside(&[], outside(), true, json!([["10.96.0.17"], [1]]));
+        check(
+            spec(json!([{"port": 53, "nodePort": 30001}, {"port": 54, "nodePort": 30001}])),
+            json!("spec.ports[1].nodePort: Invalid value: 30001: provided port is already allocated"),
+        );
+        check(
+            spec(json!([{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP", "nodePort": 30001}])),
+            json!([["10.96.0.17"], [30001, 30001]]),
         );
     }
 

@@ -28,12 +28,17 @@ pub enum Include {
 impl Registry {
     /// The object in the served version.
     pub fn shown(&self, served: &Served, object: &Object) -> Value {
+        let mut value = self.stored(served, object);
+        served.export(&mut value);
+        value
+    }
+
+    /// The object in the storage version. What a dry run would have created has no revision.
+    fn stored(&self, served: &Served, object: &Object) -> Value {
         let mut value = self.value(served, object);
         if object.revision == 0 {
-            // What a dry run would have created has no revision.
             value["metadata"].as_object_mut().and_then(|metadata| metadata.remove("resourceVersion"));
         }
-        served.export(&mut value);
         value
     }
 
@@ -73,11 +78,11 @@ impl Registry {
             Form::Metadata(version) => write(&mut out, &partial(&self.shown(served, object), version)),
             Form::Table(version) => {
                 let rows = vec![self.row(served, object, version, include)];
-                let revision = object.revision.to_string();
-                write(
-                    &mut out,
-                    &table(&served.kind.columns, version, json!({"resourceVersion": revision}), rows, true),
-                );
+                let metadata = match object.revision {
+                    0 => json!({}),
+                    revision => json!({"resourceVersion": revision.to_string()}),
+                };
+                write(&mut out, &table(&served.kind.columns, version, metadata, rows, true));
             }
         }
         out.freeze()
@@ -118,7 +123,7 @@ impl Registry {
 
     /// One row of a table.
     pub fn row(&self, served: &Served, object: &Object, version: MetaVersion, include: Include) -> Value {
-        let value = self.value(served, object);
+        let value = self.stored(served, object);
         let cells = (served.kind.row)(&value, self.now());
         match include {
             Include::None => json!({"cells": cells, "object": null}),

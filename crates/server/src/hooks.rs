@@ -80,6 +80,7 @@ pub trait Allocator: Send + Sync + 'static {
         object: &mut Value,
         old: Option<&Value>,
         snapshot: &Snapshot,
+        dry_run: bool,
     ) -> Result<(), Unallocated>;
 }
 

@@ -43,6 +43,7 @@ struct Group {
 const REF: &str = "#/components/schemas/";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const FIELDS_V1: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
 impl OpenApi {
@@ -304,6 +305,9 @@ impl Schemas<'_> {
         if of.is_atomic() {
             schema["x-kubernetes-map-type"] = "atomic".into();
         }
+        if let Some(union) = union(of.short_name()) {
+            schema["x-kubernetes-unions"] = json!([union]);
+        }
         if let Some((group, version, kind)) = of.gvk() {
             schema["x-kubernetes-group-version-kind"] = json!([gvk(group, version, kind)]);
         }
@@ -311,7 +315,12 @@ impl Schemas<'_> {
     }
 
     fn property(&mut self, of: Type<'_>, field: Field<'_>) -> Value {
-        let mut schema = self.shape(field.shape());
+        let mut schema = if field.name() == "fieldsV1" {
+            self.want(FIELDS_V1);
+            json!({"$ref": format!("{REF}{FIELDS_V1}")})
+        } else {
+            self.shape(field.shape())
+        };
         // A reference has no room for anything beside it.
         if let Some(reference) = schema.get("$ref") {
             schema = json!({"allOf": [{"$ref": reference}]});
@@ -405,6 +414,17 @@ impl Schemas<'_> {
     }
 }
 
+/// Of the types of which one field says which of the others counts.
+fn union(of: &str) -> Option<Value> {
+    match of {
+        "AppArmorProfile" | "SeccompProfile" => {
+            Some(json!({"discriminator": "type", "fields-to-discriminateBy": {"localhostProfile": "LocalhostProfile"}}))
+        }
+        "PodSchedulingGroup" => Some(json!({"fields-to-discriminateBy": {"podGroupName": "PodGroupName"}})),
+        _ => None,
+    }
+}
+
 /// What upstream's generator takes for the default of a field that is never left out.
 fn zero_default(field: Field<'_>) -> Option<Value> {
     let zero = field.zero().filter(|zero| !zero.is_null() && !field.is_pointer())?;
@@ -426,6 +446,7 @@ fn well_known(name: &str) -> Value {
             "description": "A whole number, or a string.",
             "format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}],
         }),
+        FIELDS_V1 => json!({"description": "A set of fields, as a tree.", "type": "object"}),
         _ if name.ends_with("Time") => json!({
             "description": "A moment in the form of RFC 3339.", "type": "string", "format": "date-time",
         }),
@@ -463,11 +484,20 @@ fn add_paths<W: Write>(served: &Served, paths: &mut Members<'_, W>) -> io::Resul
     if served.is_namespaced() && served.kind.verbs.contains(&Verb::List) {
         add_path(paths, &format!("{root}/{plural}"), &BTreeSet::from([Verb::List]), &own, &schema)?;
     }
+    if served.kind.verbs.contains(&Verb::Watch) {
+        let watched = |path: &str| path.replacen(&root, &format!("{root}/watch"), 1);
+        add_watch(paths, &watched(&collection), "watchlist", &own)?;
+        add_watch(paths, &watched(&named), "watch", &own)?;
+        if served.is_namespaced() {
+            add_watch(paths, &format!("{root}/watch/{plural}"), "watchlist", &own)?;
+        }
+    }
     for sub in &served.kind.subresources {
         let of = sub.body.map_or_else(|| own.clone(), |(group, version, kind)| gvk(group, version, kind));
         let path = format!("{named}/{}", sub.name);
         if matches!(sub.action, Action::Proxy) {
             add_proxy(paths, &path, &of)?;
+            add_proxy(paths, &format!("{path}/{{path}}"), &of)?;
             continue;
         }
         let (_, body) = crate::http::write::body_type(served, sub);
@@ -524,6 +554,19 @@ fn add_path<W: Write>(
     paths.add(path, &item.into())
 }
 
+/// The old form of a list with the parameter `watch`.
+fn add_watch<W: Write>(paths: &mut Members<'_, W>, path: &str, action: &str, gvk: &Value) -> io::Result<()> {
+    let operation = json!({
+        "description": "Deprecated: list with the parameter watch instead.",
+        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}},
+        "x-kubernetes-action": action,
+        "x-kubernetes-group-version-kind": gvk,
+    });
+    let mut item = Map::from_iter([("get".to_owned(), operation)]);
+    add_parameters(&mut item, path);
+    paths.add(path, &item.into())
+}
+
 /// A path whose requests are passed on, whatever their method and body.
 fn add_proxy<W: Write>(paths: &mut Members<'_, W>, path: &str, gvk: &Value) -> io::Result<()> {
     let operation = json!({
@@ -540,7 +583,7 @@ fn add_proxy<W: Write>(paths: &mut Members<'_, W>, path: &str, gvk: &Value) -> i
 
 /// What stands in the path itself.
 fn add_parameters(item: &mut Map<String, Value>, path: &str) {
-    let in_path: Vec<Value> = ["namespace", "name"]
+    let in_path: Vec<Value> = ["namespace", "name", "path"]
         .iter()
         .filter(|name| path.contains(&format!("{{{name}}}")))
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))

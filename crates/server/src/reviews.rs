@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::field;
+use api::selector::fields::{self, FieldSelector};
+use api::selector::{LabelSelector, Selector};
 use api::status::Status;
 use serde_json::{Value, json};
 
@@ -38,6 +40,8 @@ impl Reviews {
                     return Err(Status::bad_request("no namespace on request"));
                 }
                 let of = namespace.to_owned();
+                // As above, but for what was asked.
+                object["metadata"] = json!({});
                 object["spec"] = json!({});
                 rules(&self.authorizer.rbac().policy(snapshot).rules(user, &of).collect::<Vec<_>>())
             }
@@ -77,24 +81,25 @@ impl Reviews {
     }
 
     fn access(&self, spec: &Value, user: &User, kind: &str) -> Result<Value, Status> {
-        let attributes = attributes(spec, kind)?;
-        Ok(match self.authorizer.authorize(user, &attributes) {
-            Decision::Allow(reason) => with_reason(json!({"allowed": true}), &reason),
-            Decision::Deny(reason) => with_reason(json!({"allowed": false, "denied": true}), &reason),
-            Decision::NoOpinion(reason) => with_reason(json!({"allowed": false}), &reason),
-        })
+        let (attributes, unread) = attributes(spec, kind)?;
+        let (mut status, reason) = match self.authorizer.authorize(user, &attributes) {
+            Decision::Allow(reason) => (json!({"allowed": true}), reason),
+            Decision::Deny(reason) => (json!({"allowed": false, "denied": true}), reason),
+            Decision::NoOpinion(reason) => (json!({"allowed": false}), reason),
+        };
+        for (field, text) in [("reason", reason), ("evaluationError", unread)] {
+            if !text.is_empty() {
+                status[field] = json!(text);
+            }
+        }
+        Ok(status)
     }
 }
 
-fn with_reason(mut status: Value, reason: &str) -> Value {
-    if !reason.is_empty() {
-        status["reason"] = json!(reason);
-    }
-    status
-}
-
-/// Source: kubernetes `pkg/apis/authorization/validation/validation.go`.
-fn attributes(spec: &Value, kind: &str) -> Result<Attributes, Status> {
+/// What is asked about, and what of its selectors could not be read.
+///
+/// Source: kubernetes `pkg/apis/authorization/validation/validation.go`, `pkg/registry/authorization/util/helpers.go`.
+fn attributes(spec: &Value, kind: &str) -> Result<(Attributes, String), Status> {
     let path = field::Path::new("spec");
     let text = |of: &Value, name: &str| of[name].as_str().unwrap_or_default().to_owned();
     let invalid = |error| Err(Status::invalid("authorization.k8s.io", kind, "", &[error]));
@@ -104,20 +109,28 @@ fn attributes(spec: &Value, kind: &str) -> Result<Attributes, Status> {
             spec["nonResourceAttributes"].clone(),
             "cannot be specified in combination with resourceAttributes",
         )),
-        (at @ Value::Object(_), _) => Ok(Attributes::resource(
-            text(at, "verb"),
-            Resource {
+        (at @ Value::Object(_), _) => {
+            let (field_selector, of_fields) = selector(&at["fieldSelector"], field_raw, field_requirement);
+            let (label_selector, of_labels) = selector(&at["labelSelector"], label_raw, label_requirement);
+            let resource = Resource {
                 group: text(at, "group"),
                 version: text(at, "version"),
                 resource: text(at, "resource"),
                 subresource: text(at, "subresource"),
                 namespace: text(at, "namespace"),
                 name: text(at, "name"),
+                field_selector,
+                label_selector,
                 ..Resource::default()
-            },
-        )),
+            };
+            let unread = [("fieldSelector", of_fields), ("labelSelector", of_labels)].into_iter();
+            let unread = unread
+                .filter_map(|(name, how)| Some(format!("spec.resourceAttributes.{name} {} due to parse error", how?)));
+            Ok((Attributes::resource(text(at, "verb"), resource), unread.collect::<Vec<_>>().join("; ")))
+        }
         (_, at @ Value::Object(_)) => {
-            Ok(Attributes { verb: text(at, "verb").into(), target: Target::Path(text(at, "path")) })
+            let target = Target::Path(text(at, "path"));
+            Ok((Attributes { verb: text(at, "verb").into(), target }, String::new()))
         }
         _ => invalid(field::Error::invalid(
             &path.child("resourceAttributes"),
@@ -125,6 +138,56 @@ fn attributes(spec: &Value, kind: &str) -> Result<Attributes, Status> {
             "exactly one of nonResourceAttributes or resourceAttributes must be specified",
         )),
     }
+}
+
+/// A review's selector in query form, and how much of it counts for nothing. Requirements that cannot be read are left
+/// out, which makes the question a broader one.
+fn selector(
+    of: &Value,
+    raw: fn(&str) -> Option<String>,
+    requirement: fn(&Value) -> Option<String>,
+) -> (String, Option<&'static str>) {
+    let requirements = of["requirements"].as_array().map_or(&[][..], Vec::as_slice);
+    if requirements.is_empty() {
+        return match of["rawSelector"].as_str().filter(|text| !text.is_empty()).map(raw) {
+            Some(Some(text)) => (text, None),
+            Some(None) => (String::new(), Some("ignored")),
+            None => (String::new(), None),
+        };
+    }
+    let known: Vec<String> = requirements.iter().filter_map(requirement).collect();
+    let how = match known.len() {
+        count if count == requirements.len() => None,
+        0 => Some("ignored"),
+        _ => Some("partially ignored"),
+    };
+    (known.join(","), how)
+}
+
+fn field_raw(text: &str) -> Option<String> {
+    FieldSelector::parse(text).ok().map(|selector| selector.to_string())
+}
+
+fn label_raw(text: &str) -> Option<String> {
+    Selector::parse(text).ok().map(|selector| selector.to_string())
+}
+
+/// Fields have one value or have it not.
+fn field_requirement(requirement: &Value) -> Option<String> {
+    let [value] = requirement["values"].as_array()?.as_slice() else { return None };
+    let equal = match requirement["operator"].as_str()? {
+        "In" => true,
+        "NotIn" => false,
+        _ => return None,
+    };
+    let (field, value) = (requirement["key"].as_str().unwrap_or_default().to_owned(), value.as_str()?.to_owned());
+    Some(FieldSelector::all(vec![fields::Requirement { field, equal, value }]).to_string())
+}
+
+fn label_requirement(requirement: &Value) -> Option<String> {
+    let one = serde_json::from_value(requirement.clone()).ok()?;
+    let selector = LabelSelector { match_expressions: vec![one], ..LabelSelector::default() };
+    Selector::try_from(&selector).ok().map(|selector| selector.to_string())
 }
 
 fn subject(spec: &Value, kind: &str) -> Result<User, Status> {

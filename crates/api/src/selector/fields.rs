@@ -43,6 +43,11 @@ impl FieldSelector {
         Ok(Self { requirements: terms.map(requirement).collect::<Result<_, Error>>()? })
     }
 
+    /// Selects what meets all of these.
+    pub fn all(requirements: Vec<Requirement>) -> Self {
+        Self { requirements }
+    }
+
     pub fn requirements(&self) -> &[Requirement] {
         &self.requirements
     }

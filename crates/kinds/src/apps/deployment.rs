@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::deployment_validation;
-use crate::core::pod_default;
+use crate::core::{pod_default, pod_support};
 use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::strategy::{generation, keep_status, only_status, same, spec_changed};
 use crate::table;
@@ -65,6 +65,7 @@ fn fill(deployment: &mut Value) {
 }
 
 fn prepare(deployment: &mut Value, old: Option<&Value>) {
+    pod_support::take_away(deployment, "/spec/template/spec");
     keep_status(deployment, old, &json!({}));
     generation(deployment, old, |new, old| {
         let annotations = |object: &Value| object["metadata"]["annotations"].clone();

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::template;
 use crate::core::pod_warnings;
 use crate::place::Place;
-use crate::strategy::same;
+use crate::strategy::spec_changed;
 use crate::value::number;
 
 pub fn validate(deployment: &Value, old: Option<&Value>) -> Vec<Error> {
@@ -82,7 +82,7 @@ pub fn validate_status(deployment: &Value, old: Option<&Value>) -> Vec<Error> {
 }
 
 pub fn warnings(deployment: &Value, old: Option<&Value>) -> Vec<String> {
-    let unchanged = old.is_some_and(|old| same(&old["spec"], &deployment["spec"]));
+    let unchanged = old.is_some_and(|old| !spec_changed(deployment, old));
     if unchanged {
         return Vec::new();
     }

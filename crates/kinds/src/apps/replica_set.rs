@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::template;
-use crate::core::{pod_default, pod_warnings};
+use crate::core::{pod_default, pod_support, pod_warnings};
 use crate::kind::{Column, Kind, Strategy, Subresource};
 use crate::place::Place;
-use crate::strategy::{generation, keep_status, same, spec_changed};
+use crate::strategy::{generation, keep_status, spec_changed};
 use crate::table;
 use crate::value::{default, drop_zero, number, object};
 
@@ -23,7 +23,6 @@ pub fn kind() -> Kind {
         ],
         columns: columns(),
         row: Box::new(row),
-        fields: Box::new(fields),
         ..Kind::namespaced("apps", "v1", "ReplicaSet", "replicasets").short(&["rs"]).categories(&["all"])
     }
 }
@@ -41,20 +40,23 @@ pub(crate) fn columns() -> Vec<Column> {
     ]
 }
 
-pub(crate) fn fields(set: &Value) -> Vec<(&'static str, String)> {
-    vec![("status.replicas", number(&set["status"]["replicas"]).to_string())]
+fn fill(set: &mut Value) {
+    let Some(spec) = object(set, "spec") else { return };
+    object(spec, "template");
+    fill_spec(spec);
 }
 
-pub(crate) fn fill(set: &mut Value) {
-    let Some(spec) = object(set, "spec") else { return };
+/// Of a ReplicationController too, which may stand there without a template.
+pub(crate) fn fill_spec(spec: &mut Value) {
     drop_zero(spec, &["minReadySeconds"]);
     default(spec, "replicas", 1);
-    if let Some(template) = object(spec, "template") {
+    if let Some(template) = spec.get_mut("template") {
         pod_default::template(template);
     }
 }
 
 pub(crate) fn prepare(set: &mut Value, old: Option<&Value>) {
+    pod_support::take_away(set, "/spec/template/spec");
     keep_status(set, old, &json!({"replicas": 0}));
     generation(set, old, spec_changed);
 }
@@ -77,14 +79,16 @@ fn validate_status(set: &Value, _old: Option<&Value>) -> Vec<Error> {
 }
 
 pub(crate) fn warnings(set: &Value, old: Option<&Value>) -> Vec<String> {
-    if old.is_some_and(|old| same(&old["spec"], &set["spec"])) {
+    if old.is_some_and(|old| !spec_changed(set, old)) {
         return Vec::new();
     }
     let name = if old.is_none() { template::name_warning(set) } else { None };
+    name.into_iter().chain(template_warnings(set)).collect()
+}
+
+pub(crate) fn template_warnings(set: &Value) -> Vec<String> {
     let template = Place::root(set).child("spec").child("template");
-    let mut warnings: Vec<String> = name.into_iter().collect();
-    warnings.extend(pod_warnings::pod(&template.child("metadata"), &template.child("spec")));
-    warnings
+    pod_warnings::pod(&template.child("metadata"), &template.child("spec"))
 }
 
 pub(crate) fn row(set: &Value, now: Timestamp) -> Vec<Value> {

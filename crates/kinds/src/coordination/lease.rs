@@ -9,16 +9,24 @@ use serde_json::{Value, json};
 use crate::kind::{Column, Kind, Strategy};
 use crate::place::Place;
 use crate::table;
-use crate::value::text;
+use crate::value::{remove, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().validating(validate),
+        strategy: Strategy::none().preparing(prepare).validating(validate),
         columns: vec![Column::name(), Column::text("Holder", "Who holds the lease."), Column::age()],
         row: Box::new(row),
         create_on_update: true,
         unconditional_update: false,
         ..Kind::namespaced("coordination.k8s.io", "v1", "Lease", "leases")
+    }
+}
+
+/// Coordinated leader election is switched off in upstream.
+fn prepare(lease: &mut Value, _old: Option<&Value>) {
+    if let Some(spec) = lease.get_mut("spec") {
+        remove(spec, "strategy");
+        remove(spec, "preferredHolder");
     }
 }
 
@@ -30,12 +38,6 @@ fn validate(lease: &Value, _old: Option<&Value>) -> Vec<Error> {
         errors.push(seconds.invalid("must be greater than 0"));
     }
     spec.child("leaseTransitions").not_negative(&mut errors);
-    for field in ["strategy", "preferredHolder"] {
-        let place = spec.child(field);
-        if place.is_set() {
-            errors.push(place.forbidden("not supported yet by coracle: there is no coordinated leader election"));
-        }
-    }
     errors
 }
 

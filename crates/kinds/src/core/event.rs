@@ -99,9 +99,6 @@ fn validate_strictly(event: &Value, old: Option<&Value>) -> Vec<Error> {
         }
     }
     let Some(old) = old else {
-        let name = text(&event["metadata"]["name"]);
-        let wrong = if name.is_empty() { Vec::new() } else { api::validation::name_is_dns_subdomain(name, false) };
-        errors.extend(wrong.into_iter().map(|why| Error::invalid(&Path::new("metadata").child("name"), name, why)));
         if !root.child("eventTime").is_set() {
             errors.push(root.child("eventTime").required(""));
         }

@@ -14,11 +14,11 @@ use crate::core::pod_support::refusal;
 use crate::core::pod_validation::{is_extended, resource_name};
 use crate::kind::{Kind, Strategy};
 use crate::place::Place;
-use crate::value::{default, is_empty, items_mut, object, remove, text};
+use crate::value::{default, is_empty, items_mut, object, remove, set, text};
 
 pub fn kind() -> Kind {
     Kind {
-        strategy: Strategy::none().defaulting(fill).validating(validate),
+        strategy: Strategy::none().defaulting(fill).preparing(prepare).validating(validate),
         create_on_update: true,
         ..Kind::namespaced("", "v1", "LimitRange", "limitranges").short(&["limits"])
     }
@@ -36,6 +36,14 @@ fn fill(range: &mut Value) {
                 remove(limit, to);
             }
         }
+    }
+}
+
+/// Without a name it gets one that nobody else has: its uid.
+fn prepare(range: &mut Value, _old: Option<&Value>) {
+    let Some(metadata) = range.get_mut("metadata").filter(|metadata| is_empty(&metadata["name"])) else { return };
+    if let Some(uid) = metadata.get("uid").cloned() {
+        set(metadata, "name", uid);
     }
 }
 

@@ -73,6 +73,8 @@ fn prepare(node: &mut Value, old: Option<&Value>) {
     }
     if let Some(spec) = node.get_mut("spec") {
         remove(spec, "configSource");
+        // Switched off in upstream.
+        remove(spec, "podPreemptionPolicy");
     }
 }
 

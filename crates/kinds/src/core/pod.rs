@@ -5,10 +5,10 @@
 use api::quantity::Quantity;
 use serde_json::{Value, json};
 
-use crate::core::{pod_default, pod_table, pod_validation, pod_warnings};
+use crate::core::{pod_default, pod_support, pod_table, pod_validation, pod_warnings};
 use crate::kind::{Action, Kind, READ_WRITE, Strategy, Subresource, Verb};
 use crate::strategy::{generation, keep_status, only_status, spec_changed};
-use crate::value::{copy, flag, is_empty, items, items_mut, set, text};
+use crate::value::{copy, flag, is_empty, items, items_mut, remove, set, text};
 
 pub fn kind() -> Kind {
     let node = |name, body, verbs| Subresource { name, body, verbs, action: Action::Node };
@@ -75,6 +75,7 @@ pub fn kind() -> Kind {
 }
 
 fn prepare(pod: &mut Value, old: Option<&Value>) {
+    pod_support::take_away(pod, "/spec");
     if old.is_none() {
         select_by_own_labels(pod);
     }
@@ -85,6 +86,7 @@ fn prepare(pod: &mut Value, old: Option<&Value>) {
             "status": "False",
             "reason": "SchedulingGated",
             "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastTransitionTime": pod["metadata"]["creationTimestamp"],
         });
         set(&mut status, "conditions", json!([condition]));
     }
@@ -160,6 +162,7 @@ fn only_part(pod: &mut Value, old: Option<&Value>, part: fn(&mut Value, &Value))
     let mut spec = old["spec"].clone();
     part(&mut spec, &pod["spec"]);
     set(pod, "spec", spec);
+    pod_support::take_away(pod, "/spec");
     copy(pod, "status", old);
     if let Some(metadata) = pod.get_mut("metadata") {
         for field in ["annotations", "finalizers", "labels", "ownerReferences"] {
@@ -197,6 +200,10 @@ fn prepare_status(pod: &mut Value, old: Option<&Value>) {
         copy(metadata, "ownerReferences", &old["metadata"]);
     }
     let Some(status) = pod.get_mut("status") else { return };
+    // Switched off in upstream: `pkg/api/pod/util.go`, `dropDisabledPodStatusFields`.
+    for field in ["nodeAllocatableResourceClaimStatuses", "volumeHealth"] {
+        remove(status, field);
+    }
     for field in ["qosClass", "observedGeneration"] {
         if is_empty(&status[field]) || status[field] == 0 {
             copy(status, field, &old["status"]);

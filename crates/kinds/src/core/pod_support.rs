@@ -1,4 +1,5 @@
-//! Every field of the pod specification: built, or refused with a message. Nothing is accepted and ignored.
+//! Every field of the pod specification: built, refused with a message, or taken away where upstream takes it away too.
+//! Nothing is accepted and ignored.
 //!
 //! One table, walked along with an incoming pod or template; a test walks the schema with it, so that a field of a new
 //! release cannot slip through. A refused field may be set to what it means when it is absent.
@@ -7,6 +8,7 @@ use api::field::Error;
 use serde_json::Value;
 
 use crate::place::Place;
+use crate::value::is_empty;
 
 /// What is done about a field.
 #[derive(Clone, Copy)]
@@ -19,6 +21,8 @@ pub enum Support {
     Refused(&'static str),
     /// Refused unless its value is fine where it stands.
     Unless(fn(&Value, &Context) -> bool, &'static str),
+    /// Switched off in upstream, which takes it away without a word; so does [`take_away`].
+    Off,
     /// A map of which only some keys are built; gives the message for the others.
     Keys(fn(&str) -> Option<&'static str>),
 }
@@ -30,7 +34,7 @@ pub struct Context {
     pub init: bool,
 }
 
-use Support::{Built, Keys, Of, Refused, Unless};
+use Support::{Built, Keys, Of, Off, Refused, Unless};
 
 /// An error for every field that is set to something that is not built.
 pub fn check(spec: &Place<'_>) -> Vec<Error> {
@@ -38,6 +42,33 @@ pub fn check(spec: &Place<'_>) -> Vec<Error> {
     let mut errors = Vec::new();
     walk("PodSpec", spec, context, &mut errors);
     errors
+}
+
+/// Takes away what upstream has switched off of the pod specification at a JSON pointer.
+///
+/// Source: kubernetes `pkg/api/pod/util.go`, `dropDisabledFields`, with the defaults of `pkg/features/kube_features.go`.
+pub fn take_away(object: &mut Value, pointer: &str) {
+    if let Some(spec) = object.pointer_mut(pointer) {
+        strip("PodSpec", spec);
+    }
+}
+
+fn strip(of: &str, value: &mut Value) {
+    let fields = fields_of(of);
+    let Some(members) = value.as_object_mut() else { return };
+    members.retain(|name, member| match fields.iter().find(|(field, _)| field == name).map(|(_, support)| support) {
+        Some(Off) => false,
+        Some(Of(inner)) => {
+            let had_something = !is_empty(member);
+            match member.as_array_mut() {
+                Some(items) => items.iter_mut().for_each(|item| strip(inner, item)),
+                None => strip(inner, member),
+            }
+            // A lifecycle with nothing left in it goes too.
+            *inner != "Lifecycle" || !had_something || !is_empty(member)
+        }
+        _ => true,
+    });
 }
 
 fn walk(of: &str, place: &Place<'_>, context: Context, errors: &mut Vec<Error>) {
@@ -48,7 +79,7 @@ fn walk(of: &str, place: &Place<'_>, context: Context, errors: &mut Vec<Error>) 
         let field = place.child(name);
         let context = Context { init: context.init || name == "initContainers" };
         match support {
-            Built => {}
+            Built | Off => {}
             Of(inner) if field.value.is_array() => field.items().for_each(|item| walk(inner, &item, context, errors)),
             Of(inner) => walk(inner, &field, context, errors),
             Refused(_) if is_absent(field.value) => {}
@@ -92,7 +123,6 @@ const NO_STORAGE: &str = "persistent volumes are not built; use a hostPath";
 const NO_REMOTE: &str = "this kind of volume is not mounted; mount it on the host and use a hostPath";
 const NO_DRA: &str = "dynamic resource allocation is not built";
 const NO_RULES: &str = "single containers have no restart policy, except restartPolicy Always of init containers";
-const NO_OWNER: &str = "files of this volume belong to root and fsGroup";
 
 fn resource(name: &str) -> Option<&'static str> {
     match name {
@@ -215,7 +245,7 @@ static TABLE: &[(&str, Fields)] = &[
     (
         "VolumeMount",
         &[
-            ("bindMountOptions", Refused("mounts take no further options")),
+            ("bindMountOptions", Off),
             ("mountPath", Built),
             ("mountPropagation", Built),
             ("name", Built),
@@ -225,7 +255,7 @@ static TABLE: &[(&str, Fields)] = &[
             ("subPathExpr", Built),
         ],
     ),
-    ("Lifecycle", &[("postStart", Of("LifecycleHandler")), ("preStop", Of("LifecycleHandler")), ("stopSignal", Built)]),
+    ("Lifecycle", &[("postStart", Of("LifecycleHandler")), ("preStop", Of("LifecycleHandler")), ("stopSignal", Off)]),
     (
         "LifecycleHandler",
         // Upstream's tcpSocket is deprecated and fails when it runs; so it does here.
@@ -258,18 +288,11 @@ static TABLE: &[(&str, Fields)] = &[
             ("httpHeaders", Of("HTTPHeader")),
             ("path", Built),
             ("port", Built),
-            ("protocol", Unless(|value, _| equals("HTTP1", value), "probes speak HTTP/1.1")),
+            ("protocol", Off),
             ("scheme", Built),
         ],
     ),
-    (
-        "GRPCAction",
-        &[
-            ("mode", Unless(|value, _| equals("Plaintext", value), "gRPC probes do not speak TLS")),
-            ("port", Built),
-            ("service", Built),
-        ],
-    ),
+    ("GRPCAction", &[("mode", Off), ("port", Built), ("service", Built)]),
     (
         "EmptyDirVolumeSource",
         &[
@@ -277,7 +300,7 @@ static TABLE: &[(&str, Fields)] = &[
                 "medium",
                 Unless(|value, _| equals("Memory", value), "an emptyDir is on disk, or in memory with medium Memory"),
             ),
-            ("mode", Refused("an emptyDir has mode 0777")),
+            ("mode", Off),
             ("sizeLimit", Built),
         ],
     ),
@@ -285,7 +308,7 @@ static TABLE: &[(&str, Fields)] = &[
         "SecretVolumeSource",
         &[
             ("defaultMode", Built),
-            ("defaultUser", Refused(NO_OWNER)),
+            ("defaultUser", Off),
             ("items", Of("KeyToPath")),
             ("optional", Built),
             ("secretName", Built),
@@ -295,7 +318,7 @@ static TABLE: &[(&str, Fields)] = &[
         "ConfigMapVolumeSource",
         &[
             ("defaultMode", Built),
-            ("defaultUser", Refused(NO_OWNER)),
+            ("defaultUser", Off),
             ("items", Of("KeyToPath")),
             ("name", Built),
             ("optional", Built),
@@ -303,7 +326,7 @@ static TABLE: &[(&str, Fields)] = &[
     ),
     (
         "DownwardAPIVolumeSource",
-        &[("defaultMode", Built), ("defaultUser", Refused(NO_OWNER)), ("items", Of("DownwardAPIVolumeFile"))],
+        &[("defaultMode", Built), ("defaultUser", Off), ("items", Of("DownwardAPIVolumeFile"))],
     ),
     (
         "DownwardAPIVolumeFile",
@@ -312,14 +335,11 @@ static TABLE: &[(&str, Fields)] = &[
             ("mode", Built),
             ("path", Built),
             ("resourceFieldRef", Of("ResourceFieldSelector")),
-            ("user", Refused(NO_OWNER)),
+            ("user", Off),
         ],
     ),
-    ("KeyToPath", &[("key", Built), ("mode", Built), ("path", Built), ("user", Refused(NO_OWNER))]),
-    (
-        "ProjectedVolumeSource",
-        &[("defaultMode", Built), ("defaultUser", Refused(NO_OWNER)), ("sources", Of("VolumeProjection"))],
-    ),
+    ("KeyToPath", &[("key", Built), ("mode", Built), ("path", Built), ("user", Off)]),
+    ("ProjectedVolumeSource", &[("defaultMode", Built), ("defaultUser", Off), ("sources", Of("VolumeProjection"))]),
     (
         "VolumeProjection",
         &[
@@ -418,7 +438,7 @@ static TABLE: &[(&str, Fields)] = &[
     ("HostPathVolumeSource", &[("path", Built), ("type", Built)]),
     (
         "ServiceAccountTokenProjection",
-        &[("audience", Built), ("expirationSeconds", Built), ("path", Built), ("user", Refused(NO_OWNER))],
+        &[("audience", Built), ("expirationSeconds", Built), ("path", Built), ("user", Off)],
     ),
 ];
 
@@ -431,7 +451,7 @@ const POD_SPEC: Fields = &[
     ("dnsPolicy", Built),
     ("enableServiceLinks", Built),
     ("ephemeralContainers", Of("EphemeralContainer")),
-    ("evictionResponders", Refused("there are no EvictionRequests")),
+    ("evictionResponders", Off),
     ("hostAliases", Of("HostAlias")),
     ("hostIPC", Built),
     ("hostNetwork", Built),
@@ -455,7 +475,7 @@ const POD_SPEC: Fields = &[
     ("runtimeClassName", Built),
     ("schedulerName", Built),
     ("schedulingGates", Of("PodSchedulingGate")),
-    ("schedulingGroup", Refused("pods are scheduled one by one")),
+    ("schedulingGroup", Off),
     ("securityContext", Of("PodSecurityContext")),
     ("serviceAccount", Built),
     ("serviceAccountName", Built),
@@ -624,7 +644,7 @@ mod tests {
                         assert_eq!(*expected, inner.short_name(), "{}.{name}", of.short_name());
                         todo.push(inner);
                     }
-                    (Refused(_), _) | (Built | Unless(..) | Keys(_), None) => {}
+                    (Refused(_) | Off, _) | (Built | Unless(..) | Keys(_), None) => {}
                     (_, inner) => panic!("{}.{name} holds {:?}", of.short_name(), inner.map(|of| of.short_name())),
                 }
             }

@@ -6,10 +6,10 @@ use api::field::Error;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::core::{pod_default, pod_validation, pod_warnings};
+use crate::core::{pod_default, pod_support, pod_validation, pod_warnings};
 use crate::kind::{Column, Kind, Strategy};
 use crate::place::Place;
-use crate::strategy::{generation, same};
+use crate::strategy::{generation, same_field};
 use crate::table;
 use crate::value::object;
 
@@ -34,7 +34,8 @@ fn fill(of: &mut Value) {
 }
 
 fn prepare(of: &mut Value, old: Option<&Value>) {
-    generation(of, old, |new, old| !same(&new["template"], &old["template"]));
+    pod_support::take_away(of, "/template/spec");
+    generation(of, old, |new, old| !same_field(new, old, "template"));
 }
 
 fn validate(of: &Value, _old: Option<&Value>) -> Vec<Error> {
@@ -44,7 +45,7 @@ fn validate(of: &Value, _old: Option<&Value>) -> Vec<Error> {
 }
 
 fn warnings(of: &Value, old: Option<&Value>) -> Vec<String> {
-    if old.is_some_and(|old| same(&old["template"], &of["template"])) {
+    if old.is_some_and(|old| same_field(of, old, "template")) {
         return Vec::new();
     }
     let template = Place::root(of).child("template");

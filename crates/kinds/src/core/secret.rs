@@ -106,18 +106,7 @@ fn docker_config(data: &Place<'_>, key: &str, errors: &mut Vec<Error>) {
     }
     let bytes = STANDARD.decode(value.text()).unwrap_or_default();
     if let Err(error) = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes) {
-        // Go's words, for what is most often wrong.
-        let why = match bytes.first() {
-            _ if error.is_eof() => "unexpected end of JSON input".to_owned(),
-            Some(first) if !b"{[\"tfn-0123456789 \t\r\n".contains(first) => {
-                let shown = match first {
-                    b' '..=b'~' => format!("{:?}", char::from(*first)),
-                    other => format!("'\\x{other:02x}'"),
-                };
-                format!("invalid character {shown} looking for beginning of value")
-            }
-            _ => error.to_string(),
-        };
+        let why = api::json::go_error(&bytes, &error);
         errors.push(Error::invalid(&path, "<secret contents redacted>", why));
     }
 }

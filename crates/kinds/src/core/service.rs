@@ -55,18 +55,18 @@ fn claims(service: &Value) -> Vec<Claim> {
     let spec = &service["spec"];
     let at = field::Path::new("spec");
     let mut claims = Vec::new();
-    for (i, ip) in items(&spec["clusterIPs"]).iter().map(text).enumerate() {
-        if !ip.is_empty() && ip != "None" {
-            let field = at.child("clusterIPs").index(i);
-            claims.push(Claim { pool: "cluster-ips", value: ip.to_owned(), field });
-        }
+    for ip in items(&spec["clusterIPs"]).iter().map(text).filter(|ip| !ip.is_empty() && *ip != "None") {
+        let why = format!("failed to allocate IP {ip}: provided IP is already allocated");
+        let taken = field::Error::invalid(&at.child("clusterIPs"), spec["clusterIPs"].clone(), why);
+        claims.push(Claim { pool: "cluster-ips", value: ip.to_owned(), taken });
     }
     for (i, port) in items(&spec["ports"]).iter().enumerate() {
         let node_port = number(&port["nodePort"]);
         let value = node_port.to_string();
         if node_port > 0 && claims.iter().all(|claim| claim.value != value) {
-            let field = at.child("ports").index(i).child("nodePort");
-            claims.push(Claim { pool: "node-ports", value, field });
+            let path = at.child("ports").index(i).child("nodePort");
+            let taken = field::Error::invalid(&path, node_port, "provided port is already allocated");
+            claims.push(Claim { pool: "node-ports", value, taken });
         }
     }
     claims

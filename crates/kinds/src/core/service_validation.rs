@@ -189,6 +189,10 @@ fn not_built(spec: &Place<'_>, errors: &mut Vec<Error>) {
             errors.push(place.forbidden(format!("not supported yet by coracle: {why}")));
         }
     }
+    let distribution = spec.child("trafficDistribution");
+    if distribution.is_set() && distribution.is_empty() {
+        errors.push(distribution.not_supported(&["PreferClose", "PreferSameZone", "PreferSameNode"]));
+    }
     let policy = spec.child("externalTrafficPolicy");
     if spec.child("type").is("LoadBalancer") && policy.is("Local") {
         errors.push(policy.forbidden(

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::core::endpoints::endpoint_address;
 use crate::kind::{Column, Kind, Strategy};
 use crate::place::Place;
-use crate::strategy::{generation, same};
+use crate::strategy::{generation, same, same_field};
 use crate::table;
 use crate::value::{default, items, items_mut, remove, text};
 
@@ -42,7 +42,7 @@ fn fill(slice: &mut Value) {
 fn prepare(slice: &mut Value, old: Option<&Value>) {
     generation(slice, old, |new, old| {
         let fields = ["addressType", "endpoints", "ports"];
-        fields.iter().any(|&field| !same(&new[field], &old[field]))
+        fields.iter().any(|&field| !same_field(new, old, field))
             || !same(&new["metadata"]["labels"], &old["metadata"]["labels"])
     });
     // Of the beta version; `nodeName` and `zone` took its place.
@@ -66,7 +66,7 @@ fn validate(slice: &Value, old: Option<&Value>) -> Vec<Error> {
         endpoints(&root.child("endpoints"), kind.text(), &mut errors);
     }
     if old.is_some_and(|old| old["addressType"] != slice["addressType"]) {
-        errors.push(kind.invalid("field is immutable"));
+        errors.push(Error::invalid(&kind.path, Value::Null, "field is immutable"));
     }
     errors
 }

@@ -42,9 +42,16 @@ fn validate(class: &Value, old: Option<&Value>) -> Vec<Error> {
     let root = Place::root(class);
     let (handler, scheduling) = (root.child("handler"), root.child("scheduling"));
     let mut errors = Vec::new();
-    handler.require(names::is_dns1123_label, &mut errors);
-    if old.is_some_and(|old| text(&old["handler"]) != handler.text()) {
-        errors.push(handler.invalid("field is immutable"));
+    match old {
+        // Upstream's rules for what is created are newer, and count bytes.
+        None => handler
+            .require(|text| names::is_dns1123_label(text).into_iter().map(names::in_bytes).collect(), &mut errors),
+        Some(old) => {
+            handler.require(names::is_dns1123_label, &mut errors);
+            if text(&old["handler"]) != handler.text() {
+                errors.push(Error::invalid(&handler.path, Value::Null, "field is immutable"));
+            }
+        }
     }
     let limits =
         Place::new(root.child("overhead").child("podFixed").value, root.path.child("overhead").child("limits"));
@@ -83,7 +90,7 @@ mod tests {
         check(class("runc"), None, &[]);
         check(class(""), None, &["handler: Required value"]);
         check(class("Run C"), None, &["handler: Invalid value: \"Run C\""]);
-        check(class("runc"), Some(class("kata")), &["handler: Invalid value: \"runc\": field is immutable"]);
+        check(class("runc"), Some(class("kata")), &["handler: Invalid value: null: field is immutable"]);
     }
 
     #[test]

@@ -199,11 +199,10 @@ fn events_of_both_groups_are_one() {
 #[test]
 fn leases() {
     check(
-        "{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: a}, spec: {leaseDurationSeconds: 0, leaseTransitions: -1, strategy: OldestEmulationVersion}}",
+        "{apiVersion: coordination.k8s.io/v1, kind: Lease, metadata: {name: a}, spec: {leaseDurationSeconds: 0, leaseTransitions: -1, strategy: Other, preferredHolder: b}}",
         expect![[r#"
             spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0
-            spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0
-            spec.strategy: Forbidden: not supported yet by coracle: there is no coordinated leader election"#]],
+            spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0"#]],
     );
 }
 

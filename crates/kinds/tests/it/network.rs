@@ -225,10 +225,10 @@ fn a_service_claims_addresses_and_node_ports() {
         "{type: NodePort, clusterIP: 10.96.0.9, ports: [{name: a, port: 53, nodePort: 30053}, {name: b, port: 53, protocol: UDP, nodePort: 30053}]}",
     )));
     let claims = kind_of(&object).claims.expect("services claim")(&object);
-    let shown: Vec<String> = claims.iter().map(|c| format!("{} {} {}", c.pool, c.value, c.field)).collect();
+    let shown: Vec<String> = claims.iter().map(|c| format!("{} {} {}", c.pool, c.value, c.taken)).collect();
     expect![[r#"
-        cluster-ips 10.96.0.9 spec.clusterIPs[0]
-        node-ports 30053 spec.ports[0].nodePort"#]]
+        cluster-ips 10.96.0.9 spec.clusterIPs: Invalid value: ["10.96.0.9"]: failed to allocate IP 10.96.0.9: provided IP is already allocated
+        node-ports 30053 spec.ports[0].nodePort: Invalid value: 30053: provided port is already allocated"#]]
     .assert_eq(&shown.join("\n"));
 }
 
@@ -270,7 +270,7 @@ ports: [{port: 80}, {port: 81}]
     check_update(
         good,
         &good.replace("IPv4", "IPv6"),
-        expect![[r#"addressType: Invalid value: "IPv6": field is immutable"#]],
+        expect![[r#"addressType: Invalid value: null: field is immutable"#]],
     );
     check_warnings(&good.replace("IPv4", "FQDN"), expect!["spec.addressType: FQDN endpoints are deprecated"]);
 }

@@ -3,7 +3,7 @@
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 
-use crate::{check, check_part, check_warnings, errors, kind_of, merge, run, yaml};
+use crate::{check, check_part, check_warnings, created, errors, kind_of, merge, run, yaml};
 
 const POD: &str = "
 apiVersion: v1
@@ -282,13 +282,12 @@ fn probes_and_hooks() {
         livenessProbe: {successThreshold: 2, periodSeconds: -1, httpGet: {port: http-name-that-is-long, scheme: FTP}}
         readinessProbe: {exec: {command: []}, terminationGracePeriodSeconds: 5}
         startupProbe: {tcpSocket: {port: 0}, grpc: {port: 1}}
-        lifecycle: {preStop: {sleep: {seconds: 31}}, postStart: {}, stopSignal: SIGFOO}";
+        lifecycle: {preStop: {sleep: {seconds: 31}}, postStart: {}}";
     container(
         fields,
         expect![[r#"
         spec.containers[0].lifecycle.postStart: Required value: must specify a handler type
         spec.containers[0].lifecycle.preStop.sleep: Invalid value: 31: must be non-negative and less than terminationGracePeriodSeconds (30)
-        spec.containers[0].lifecycle.stopSignal: Forbidden: may not be set for containers with empty `spec.os.name`
         spec.containers[0].livenessProbe.httpGet.port: Invalid value: "http-name-that-is-long": must be no more than 15 characters
         spec.containers[0].livenessProbe.httpGet.scheme: Unsupported value: "FTP": supported values: "HTTP", "HTTPS"
         spec.containers[0].livenessProbe.periodSeconds: Invalid value: -1: must be greater than or equal to 0
@@ -298,10 +297,28 @@ fn probes_and_hooks() {
         spec.containers[0].startupProbe.tcpSocket.port: Invalid value: 0: must be between 1 and 65535, inclusive
         spec.containers[0].startupProbe.grpc: Forbidden: may not specify more than 1 handler type"#]],
     );
-    spec(
-        "{os: {name: linux}, containers: [{name: c, image: i, lifecycle: {stopSignal: SIGRTMIN+3}}]}",
-        expect!["no errors"],
-    );
+}
+
+#[test]
+fn what_upstream_has_switched_off_is_taken_away() {
+    let spec = "
+        evictionResponders: [{name: a.example/b, priority: 1}]
+        schedulingGroup: {podGroupName: g}
+        volumes: [{name: e, emptyDir: {mode: 448}}, {name: s, secret: {secretName: s, defaultUser: 5, items: [{key: a, path: a, user: 5}]}}]
+        containers:
+        - {name: c, image: i, lifecycle: {stopSignal: SIGUSR1}, volumeMounts: [{name: e, mountPath: /e, bindMountOptions: [noexec]}]}
+        - {name: d, image: i, lifecycle: {stopSignal: SIGUSR1, preStop: {httpGet: {port: 80, protocol: H2C}}}, livenessProbe: {grpc: {port: 1, mode: TLS}}}";
+    let pod = created(yaml(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:{spec}")));
+    let of = &pod["spec"];
+    for pointer in
+        ["/evictionResponders", "/schedulingGroup", "/containers/0/lifecycle", "/containers/1/lifecycle/stopSignal"]
+    {
+        assert!(of.pointer(pointer).is_none(), "{pointer}: {of}");
+    }
+    assert_eq!(of["volumes"][0]["emptyDir"], json!({}));
+    assert!(!of.to_string().contains("ser\":5") && !of.to_string().contains("noexec"), "{of}");
+    assert_eq!(of["containers"][1]["lifecycle"]["preStop"]["httpGet"]["protocol"], Value::Null);
+    assert_eq!(of["containers"][1]["livenessProbe"]["grpc"], json!({"port": 1, "service": ""}));
 }
 
 #[test]

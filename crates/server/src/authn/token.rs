@@ -29,7 +29,7 @@ const NODES: GroupResource = GroupResource::new("", "nodes");
 
 const MIN_SECONDS: i64 = 600;
 const MAX_SECONDS: i64 = 1 << 32;
-const DEFAULT_SECONDS: i64 = 3600;
+pub(crate) const DEFAULT_SECONDS: i64 = 3600;
 
 /// Issues and checks the cluster's tokens.
 pub struct Tokens {

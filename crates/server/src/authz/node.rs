@@ -4,6 +4,7 @@
 //! are read when the question comes up, which is only when a pod starts or a token is renewed.
 
 use api::key::{GroupResource, Key};
+use api::selector::fields::FieldSelector;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use store::Snapshot;
 
@@ -89,8 +90,8 @@ fn decide_pod(snapshot: &Snapshot, node: &str, verb: &str, at: &Resource) -> Opt
     };
     match (verb, at.subresource.as_str()) {
         ("list" | "watch", "") => {
-            let selects_own = at.field_selector.split(',').any(|term| {
-                term.strip_prefix("spec.nodeName=").is_some_and(|name| name.strip_prefix('=').unwrap_or(name) == node)
+            let selects_own = FieldSelector::parse(&at.field_selector).is_ok_and(|selector| {
+                selector.requirements().iter().any(|one| one.field == "spec.nodeName" && one.equal && one.value == node)
             });
             let why = "can only list/watch pods with spec.nodeName field selector";
             Some(if selects_own || !at.name.is_empty() && of_this_node().is_ok() {

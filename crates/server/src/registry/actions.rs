@@ -17,6 +17,7 @@ use super::delete::Options;
 use super::update::{Change, Edit, Updated};
 use super::{Place, Registry, Writer, metadata};
 use crate::admit::Operation;
+use crate::authn::token::DEFAULT_SECONDS;
 use crate::hooks::{Question, TokenAsk};
 
 impl Registry {
@@ -38,12 +39,13 @@ impl Registry {
         let node = target["name"].as_str().unwrap_or_default();
         if node.is_empty() {
             errors.push(field::Error::required(&path.child("name"), ""));
-        } else {
+        } else if errors.is_empty() {
             let why = api::names::is_dns1123_subdomain(node);
             errors.extend(why.into_iter().map(|why| field::Error::invalid(&path.child("name"), node, why)));
         }
         if !errors.is_empty() {
-            return Err(Status::invalid("", "Binding", name, &errors));
+            // Upstream returns what is wrong as it is, which clients see as a failure of the server.
+            return Err(Status::unclassified(field::aggregate(&errors)));
         }
         let snapshot = self.store.snapshot();
         let attributes = self.attributes(Operation::Create, at, "binding", None, &snapshot, by);
@@ -87,7 +89,15 @@ impl Registry {
         if metadata::text(eviction, "name") != at.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
         }
-        let options = Options::parse(&eviction["deleteOptions"])?;
+        let options = &eviction["deleteOptions"];
+        let dry_run: Vec<&str> = options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if by.dry_run && !dry_run.is_empty() && dry_run != ["All"] {
+            return Err(Status::unclassified(format!(
+                "Non-matching dry-run options in request and content: [All] and [{}]",
+                dry_run.join(" ")
+            )));
+        }
+        let options = Options::parse(options)?;
         let by = Writer { dry_run: by.dry_run || options.dry_run, ..by };
         let pod = at.find(&self.store.snapshot())?.value();
         let snapshot = self.store.snapshot();
@@ -139,9 +149,13 @@ impl Registry {
     ///
     /// # Errors
     /// 404 when there is no such account, and what the issuer refuses.
-    pub async fn token(&self, at: Place<'_>, request: Value, by: Writer<'_>) -> Result<Value, Status> {
+    pub async fn token(&self, at: Place<'_>, mut request: Value, by: Writer<'_>) -> Result<Value, Status> {
         let snapshot = self.store.snapshot();
         let service_account = at.find(&snapshot)?;
+        if request["spec"]["expirationSeconds"].is_null() {
+            request["spec"]["expirationSeconds"] = DEFAULT_SECONDS.into();
+        }
+        self.note_body(at, "token", None, &mut request, by);
         let attributes = self.attributes(Operation::Create, at, "token", None, &snapshot, by);
         self.admission.validate(&attributes, Some(&request)).await?;
         self.tokens.issue(TokenAsk { service_account, user: by.user, snapshot: &snapshot, request }).await
@@ -159,20 +173,22 @@ impl Registry {
         mut object: Value,
         by: Writer<'_>,
     ) -> Result<Option<Value>, Status> {
+        metadata::wipe(&mut object);
         if served.is_namespaced() {
             metadata::put_in_namespace(&mut object, namespace)?;
         }
         if answer == Answer::Binding {
-            metadata::wipe(&mut object);
             let name = metadata::text(&object, "name").to_owned();
             let pods = self.catalog.find("", "v1", "pods").ok_or_else(Status::no_such_resource)?;
             self.bind(Place { served: pods, namespace, name: &name }, &object, by).await?;
             return Ok(None);
         }
         (served.kind.strategy.default)(&mut object);
+        let at = Place { served, namespace, name: "" };
+        self.note(at, "", None, &mut object, by);
         let errors = (served.kind.strategy.validate)(&object, None);
         if !errors.is_empty() {
-            return Err(Place { served, namespace, name: "" }.invalid(&errors));
+            return Err(at.invalid(&errors));
         }
         let snapshot = self.store.snapshot();
         let resource = served.group_resource();

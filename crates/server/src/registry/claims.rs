@@ -22,7 +22,7 @@ pub fn key(pool: &'static str, value: &str) -> Key {
 /// Adds the changes of claims between two states of an object to its transaction.
 ///
 /// # Errors
-/// A field error for each claim that another object holds.
+/// The field error of the first claim that another object holds.
 pub fn change(
     kind: &Kind,
     owner: &Key,
@@ -31,14 +31,13 @@ pub fn change(
     snapshot: &Snapshot,
     compares: &mut Vec<Compare>,
     ops: &mut Vec<Op>,
-) -> Result<(), Vec<field::Error>> {
+) -> Result<(), field::Error> {
     let Some(claims) = &kind.claims else { return Ok(()) };
     let (had, wants) = (old.map(claims).unwrap_or_default(), new.map(claims).unwrap_or_default());
     let same = |a: &Claim, b: &Claim| a.pool == b.pool && a.value == b.value;
     for claim in had.iter().filter(|claim| !wants.iter().any(|other| same(claim, other))) {
         ops.push(Op::Delete(key(claim.pool, &claim.value)));
     }
-    let mut errors = Vec::new();
     let mut taken: Vec<&Claim> = Vec::new();
     for claim in wants.iter().filter(|claim| !had.iter().any(|other| same(claim, other))) {
         if taken.iter().any(|other| same(claim, other)) {
@@ -47,24 +46,12 @@ pub fn change(
         taken.push(claim);
         let key = key(claim.pool, &claim.value);
         if snapshot.get(&key).is_some() {
-            errors.push(taken_already(claim));
-            continue;
+            return Err(claim.taken.clone());
         }
         let object = json!({"metadata": {"name": key.name()}, "owner": owner.as_str()});
         let draft = Draft::new(key.clone(), object).expect("it has metadata");
         compares.push(Compare::Absent(key));
         ops.push(Op::Put(draft));
     }
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
-}
-
-fn taken_already(claim: &Claim) -> field::Error {
-    // Ports are claimed with their protocol, as in `30001-TCP`.
-    match claim.value.split_once('-').and_then(|(port, _)| port.parse::<u16>().ok()) {
-        Some(port) => field::Error::invalid(&claim.field, port, "provided port is already allocated"),
-        None => {
-            let why = format!("failed to allocate IP {}: provided IP is already allocated", claim.value);
-            field::Error::invalid(&claim.field, claim.value.as_str(), why)
-        }
-    }
+    Ok(())
 }

@@ -55,7 +55,7 @@ impl Registry {
         noted: bool,
         by: Writer<'_>,
     ) -> Result<Arc<Object>, Status> {
-        if metadata::resource_version(&object)? != 0 {
+        if metadata::resource_version(&object).unwrap_or(0) != 0 {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         metadata::wipe(&mut object);
@@ -119,12 +119,12 @@ impl Registry {
         if !base.is_empty() {
             fields.insert("name".to_owned(), metadata::generate_name(base, &self.rng).into());
         }
+        (served.kind.strategy.prepare)(&mut object, None);
         let name = metadata::text(&object, "name").to_owned();
         let at = Place { served, namespace, name: &name };
-        (served.kind.strategy.prepare)(&mut object, None);
         metadata::tidy(&mut object);
 
-        self.allocate(at, &mut object, None, &snapshot)?;
+        self.allocate(at, &mut object, None, &snapshot, by)?;
         let errors = super::errors(served, &served.kind.strategy, &object, None);
         if !errors.is_empty() {
             return Err(at.invalid(&errors).into());
@@ -141,7 +141,7 @@ impl Registry {
         }
         let (mut compares, mut ops) = (vec![Compare::Absent(key.clone())], Vec::new());
         claims::change(&served.kind, &key, None, Some(&object), &snapshot, &mut compares, &mut ops)
-            .map_err(|errors| at.invalid(&errors))?;
+            .map_err(|taken| at.invalid(&[taken]))?;
         ownership::attach(&mut object, owned);
         ops.insert(0, Op::Put(draft(key, object)?));
         self.commit(compares, ops, by.dry_run, 0).await

@@ -55,7 +55,8 @@ impl Deleted {
 
 /// What a deletion does to the object that it finds.
 enum Step {
-    Remove,
+    /// With its last state, where that is not the one that was found.
+    Remove(Option<Value>),
     Mark(Value),
     /// It is being deleted already, and no faster than before.
     Leave,
@@ -194,14 +195,17 @@ impl Registry {
                 ops.push(Op::Put(draft(key, new)?));
                 Ok(Deleted::Pending(self.commit(compares, ops, by.dry_run, current.revision).await?))
             }
-            Step::Remove if by.dry_run => Ok(Deleted::Gone(current.clone())),
-            Step::Remove => {
+            Step::Remove(last) => {
+                let last = last.map_or_else(|| Ok(current.draft().clone()), |last| draft(key.clone(), last))?;
+                if by.dry_run {
+                    return Ok(Deleted::Gone(last.commit(current.revision)));
+                }
                 claims::change(kind, &key, Some(&old), None, snapshot, &mut compares, &mut ops)
-                    .map_err(|errors| at.invalid(&errors))?;
+                    .map_err(|taken| at.invalid(&[taken]))?;
                 ops.insert(0, Op::Delete(key));
                 let committed = self.commit_all(compares, ops).await?;
                 // The last state carries the revision of its deletion, as the watch event does.
-                Ok(Deleted::Gone(current.draft().clone().commit(committed.revision)))
+                Ok(Deleted::Gone(last.commit(committed.revision)))
             }
         }
     }
@@ -234,7 +238,7 @@ impl Registry {
                 // Only a shorter period changes anything.
                 _ => return Step::Leave,
             },
-            Some(grace) if !deleting => Some(grace(old, requested)).filter(|seconds| *seconds > 0),
+            Some(grace) if !deleting => Some(grace(old, requested)),
             _ => None,
         };
         set_finalizers(&mut new, propagation);
@@ -248,7 +252,11 @@ impl Registry {
                 mark(&mut new, now, Some(0));
                 if new == *old { Step::Leave } else { Step::Mark(new) }
             }
-            _ => Step::Remove,
+            Some(seconds) => {
+                mark_gracefully(&mut new, now, seconds, granted);
+                Step::Remove(Some(new))
+            }
+            None => Step::Remove(None),
         }
     }
 

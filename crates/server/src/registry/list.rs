@@ -8,8 +8,8 @@ use api::field;
 use api::key::Key;
 use api::object::Object;
 use api::status::Status;
-use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine};
 use serde::{Deserialize, Serialize};
 use store::Snapshot;
 
@@ -135,7 +135,8 @@ impl When {
 }
 
 /// A continue token: the revision of the first page, or -1 for the current one, and the last key sent.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Token {
     v: String,
     rv: i64,
@@ -151,14 +152,30 @@ impl Token {
     }
 
     fn decode(text: &str) -> Result<Self, Status> {
-        let bad = |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
-        let json = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| bad(error.to_string()))?;
-        let token: Self = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
+        let bad =
+            |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let json = URL_SAFE_NO_PAD.decode(text).map_err(|error| bad(base64_error(&error)))?;
+        let token: Self = serde_json::from_slice(&json).map_err(|error| bad(api::json::go_error(&json, &error)))?;
         if token.v != TOKEN_VERSION {
-            return Err(bad(format!("server does not recognize this encoded version {:?}", token.v)));
+            return Err(bad(format!("server does not recognize this encoded version {}", token.v)));
+        }
+        if token.rv == 0 {
+            return Err(bad(format!("incorrect encoded start resourceVersion (version {TOKEN_VERSION})")));
+        }
+        if token.start.is_empty() {
+            return Err(bad(format!("encoded start key empty (version {TOKEN_VERSION})")));
         }
         Ok(token)
     }
+}
+
+/// In the words of Go's `encoding/base64`.
+fn base64_error(error: &DecodeError) -> String {
+    let at = match error {
+        DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) | DecodeError::InvalidLength(at) => *at,
+        DecodeError::InvalidPadding => 0,
+    };
+    format!("illegal base64 data at input byte {at}")
 }
 
 /// Whether a text is a continue token, which then is the same after it was written again.
@@ -182,11 +199,11 @@ impl Registry {
         let (snapshot, after) = if when.continue_token.is_empty() {
             (self.snapshot_when(when).await?, None)
         } else {
+            let token = Token::decode(&when.continue_token)?;
             if when.resource_version.is_some_and(|revision| revision != 0) {
                 let why = "specifying resource version is not allowed when using continue";
                 return Err(Status::bad_request(why).into());
             }
-            let token = Token::decode(&when.continue_token)?;
             let snapshot = match u64::try_from(token.rv) {
                 Err(_) => self.store.snapshot(),
                 Ok(revision) => self.store.snapshot_at(revision).map_err(|error| match error {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::field;
 use api::key::Key;
+use api::names;
 use api::object::{Draft, Object, SCHEMA};
 use api::status::Status;
 use api::validation;
@@ -99,10 +100,18 @@ impl<'a> Place<'a> {
     /// Finds the object.
     ///
     /// # Errors
-    /// 404 when it does not exist.
+    /// 404 when it does not exist, 400 for a name that no object can have.
     pub fn find<'s>(&self, snapshot: &'s Snapshot) -> Result<&'s Arc<Object>, Status> {
-        // A name that no object can have must not reach the key's syntax.
-        if self.name.contains('/') || self.namespace.contains('/') {
+        if self.name.is_empty() {
+            return Err(Status::bad_request("Name parameter required."));
+        }
+        // Such a name must not reach the key's syntax.
+        let wrong = names::is_path_segment_name(self.name);
+        if !wrong.is_empty() {
+            let name = field::quoted(self.name);
+            return Err(Status::bad_request(format!("Name parameter invalid: {name}: {}", wrong.join(";"))));
+        }
+        if self.namespace.contains('/') {
             return Err(self.not_found());
         }
         snapshot.get(&self.key()).ok_or_else(|| self.not_found())
@@ -165,9 +174,10 @@ impl Registry {
         object: &mut Value,
         old: Option<&Value>,
         snapshot: &Snapshot,
+        by: Writer<'_>,
     ) -> Result<(), Status> {
         for allocator in &self.allocators {
-            allocator.allocate(&at.served.kind, object, old, snapshot).map_err(|error| match error {
+            allocator.allocate(&at.served.kind, object, old, snapshot, by.dry_run).map_err(|error| match error {
                 Unallocated::Invalid(errors) => at.invalid(&errors),
                 Unallocated::Exhausted(why) => Status::internal(why),
             })?;
@@ -240,7 +250,13 @@ fn takes_any_finalizer(served: &Served) -> bool {
 /// Every error at once: of the metadata, then of the rest; each one once, though more than one rule may find it.
 pub(crate) fn errors(served: &Served, strategy: &Strategy, object: &Value, old: Option<&Value>) -> Vec<field::Error> {
     let (metadata, path) = (&object["metadata"], field::Path::new("metadata"));
-    let rule = served.kind.name;
+    let mut rest = (served.version().validate.as_ref().unwrap_or(&strategy.validate))(object, old);
+    // Events have rules of their own, by the group that they are sent to.
+    let rule = match (&*served.version().group, served.kind_name()) {
+        ("", "Event") if old.is_none() && !rest.is_empty() => return once(rest),
+        ("events.k8s.io", _) => validation::name_is_dns_subdomain,
+        _ => served.kind.name,
+    };
     let mut all = validation::validate_object_meta(metadata, served.is_namespaced(), rule, &path);
     if let Some(old) = old {
         all.extend(validation::validate_object_meta_update(metadata, &old["metadata"], &path));
@@ -248,7 +264,11 @@ pub(crate) fn errors(served: &Served, strategy: &Strategy, object: &Value, old: 
     if !takes_any_finalizer(served) {
         all.extend(validation::validate_kube_finalizers(&metadata["finalizers"], &path.child("finalizers")));
     }
-    all.extend((served.version().validate.as_ref().unwrap_or(&strategy.validate))(object, old));
+    all.append(&mut rest);
+    once(all)
+}
+
+fn once(all: Vec<field::Error>) -> Vec<field::Error> {
     let mut errors: Vec<field::Error> = Vec::new();
     for error in all {
         if !errors.contains(&error) {

@@ -14,6 +14,10 @@ use serde_json::{Map, Value, json};
 use super::catalog::{Catalog, Served};
 use super::{Place, Registry, Writer, metadata, scale};
 
+/// What a service account is asked for.
+const TOKENS: &str = "authentication.k8s.io/v1";
+const TOKEN_REQUEST: &str = "io.k8s.api.authentication.v1.TokenRequest";
+
 /// A configuration to apply.
 pub struct Application {
     /// An object in the version of the request.
@@ -69,9 +73,16 @@ impl Registry {
         }
     }
 
-    /// As [`Registry::note`], for the Scale of an object.
-    pub(super) fn note_scale(&self, at: Place<'_>, live: &Value, new: &mut Value, by: Writer<'_>) {
-        if let Some(fields) = self.with_write(at, "scale", by, |write, _| write.update(Some(live), new)) {
+    /// As [`Registry::note`], for the body of a sub-resource that is of another kind than its object.
+    pub(super) fn note_body(
+        &self,
+        at: Place<'_>,
+        subresource: &str,
+        live: Option<&Value>,
+        new: &mut Value,
+        by: Writer<'_>,
+    ) {
+        if let Some(fields) = self.with_write(at, subresource, by, |write, _| write.update(live, new)) {
             put(new, fields);
         }
     }
@@ -103,8 +114,11 @@ impl Registry {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let (version, kind) = (text(&application.config["apiVersion"]), text(&application.config["kind"]));
             let slash = if version.contains('/') { "" } else { "/" };
+            let of = format!("{slash}{version}, Kind={kind}");
+            let error = error.to_string();
+            let prefix = if error.starts_with("illegal base64 data") { "error decoding from json: " } else { "" };
             return Err(Status::unclassified(format!(
-                "failed to convert new object ({}/{}; {slash}{version}, Kind={kind}) to proper version ({version}): {error}",
+                "failed to convert new object ({}/{}; {of}) to proper version: unable to convert unstructured object to {of}: {prefix}{error}",
                 text(&metadata["namespace"]),
                 text(&metadata["name"]),
             )));
@@ -126,10 +140,13 @@ impl Registry {
     ) -> Option<T> {
         let served = at.served;
         let versions = Kinds { catalog: &self.catalog, served };
-        let scaling = served.subresource(subresource).is_some_and(|sub| matches!(sub.action, Action::Scale));
-        let (api_version, kind) =
-            if scaling { (scale::VERSION.to_owned(), "Scale") } else { (served.api_version(), served.kind_name()) };
-        let of = if scaling { scale::schema() } else { kinds::schema::get(&served.version().schema) }?;
+        let action = served.subresource(subresource).map(|sub| &sub.action);
+        let (api_version, kind, of) = match action {
+            Some(Action::Scale) => (scale::VERSION.to_owned(), "Scale", scale::schema()),
+            Some(Action::Token) => (TOKENS.to_owned(), "TokenRequest", kinds::schema::get(TOKEN_REQUEST)),
+            _ => (served.api_version(), served.kind_name(), kinds::schema::get(&served.version().schema)),
+        };
+        let of = of?;
         let write = Write {
             versions: &versions,
             api_version: &api_version,

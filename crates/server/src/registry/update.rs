@@ -79,6 +79,7 @@ impl Registry {
             let snapshot = self.store.snapshot();
             let current = match at.find(&snapshot) {
                 Ok(current) => current.clone(),
+                Err(status) if !status.is_not_found() => return Err(status),
                 Err(not_found) => {
                     let created = match &change {
                         Change::Replace(object) if kind.create_on_update && subresource.is_empty() => {
@@ -194,7 +195,7 @@ impl Registry {
         metadata::of(&mut new).insert("resourceVersion".to_owned(), current.revision.to_string().into());
 
         if subresource.is_empty() {
-            self.allocate(at, &mut new, Some(&old), snapshot)?;
+            self.allocate(at, &mut new, Some(&old), snapshot, by)?;
         }
         let errors = super::errors(served, strategy, &new, Some(&old));
         if !errors.is_empty() {
@@ -213,7 +214,7 @@ impl Registry {
         if ends(kind, &old, &new) {
             // The last finalizer is gone: the update is answered with the object, and the object removed.
             claims::change(kind, &key, Some(&old), None, snapshot, &mut compares, &mut ops)
-                .map_err(|e| at.invalid(&e))?;
+                .map_err(|taken| at.invalid(&[taken]))?;
             if !by.dry_run {
                 ops.push(Op::Delete(key.clone()));
                 self.commit_all(compares, ops).await?;
@@ -221,7 +222,7 @@ impl Registry {
             return Ok(draft(key, new)?.commit(current.revision));
         }
         claims::change(kind, &key, Some(&old), Some(&new), snapshot, &mut compares, &mut ops)
-            .map_err(|errors| at.invalid(&errors))?;
+            .map_err(|taken| at.invalid(&[taken]))?;
         let lazily = is_renewal(kind, &old, &new);
         let draft = draft(key, new)?;
         ops.insert(0, if lazily { Op::PutLazily(draft) } else { Op::Put(draft) });
@@ -253,7 +254,7 @@ impl Registry {
                 Change::Apply(application) => self.applied(at, subresource, Some(&scale), application, by)?,
             };
             if !matches!(change, Change::Apply(_)) {
-                self.note_scale(at, &scale, &mut wanted, by);
+                self.note_body(at, subresource, Some(&scale), &mut wanted, by);
             }
             scale::write(&wanted, &shown, &served.kind, &served.api_version())?
         } else {

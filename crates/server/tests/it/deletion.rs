@@ -99,7 +99,11 @@ async fn a_pod_on_no_node_is_gone_at_once() {
     let cluster = Cluster::start().await;
     let pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     cluster.post(PODS, &pod).await;
-    assert_eq!(cluster.delete(&format!("{PODS}/a"), &json!({})).await.code, 200);
+    let gone = cluster.delete(&format!("{PODS}/a"), &json!({})).await;
+    assert_eq!(gone.code, 200);
+    let metadata = gone.value()["metadata"].clone();
+    assert!(metadata["deletionTimestamp"].is_string());
+    assert_eq!([&metadata["deletionGracePeriodSeconds"], &metadata["generation"]], [&json!(0), &json!(2)]);
     assert_eq!(cluster.get(&format!("{PODS}/a")).await.code, 404);
 }
 

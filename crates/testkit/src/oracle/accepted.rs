@@ -25,24 +25,6 @@ const fn place(subject: &'static str, request: &'static str, pointer: &'static s
 }
 
 const PLACES: &[Place] = &[
-    place(
-        "token_review|*_access_review",
-        "*",
-        "/managed*",
-        "nobody owns the fields of a review, which is answered and forgotten",
-    ),
-    place(
-        "service_account",
-        "token *",
-        "/managed*",
-        "nobody owns the fields of a TokenRequest, which is answered and forgotten",
-    ),
-    place(
-        "runtime_class",
-        "*/handler *",
-        "/body/message|/body/details/causes/*/message",
-        "upstream counts a new handler's bytes, and prints no value for one that changes",
-    ),
     place("*", "*", "/body/columnDefinitions/*/description", "columns are described in coracle's own words"),
     place(
         "event|events_event",
@@ -58,18 +40,6 @@ const PLACES: &[Place] = &[
     ),
     place("*", "*: an unknown operation", "*", "an unknown operation makes a JSON patch malformed"),
     place(
-        "*",
-        "openapi",
-        "/body/schemas/*.FieldsV1|/body/schemas/*.ManagedFieldsEntry",
-        "FieldsV1 is described where it stands",
-    ),
-    place(
-        "*",
-        "openapi",
-        "/body/schemas/*AppArmorProfile|/body/schemas/*SeccompProfile|/body/schemas/*PodSchedulingGroup",
-        "the OpenAPI documents do not mark unions",
-    ),
-    place(
         "node|pod|service",
         "discovery|aggregated discovery",
         "*resources*",
@@ -77,68 +47,14 @@ const PLACES: &[Place] = &[
     ),
     place(
         "pod",
-        "*",
-        "/body/status/conditions/*/lastTransitionTime",
-        "a condition that a pod is created with has no time: strategies know no clock",
-    ),
-    place(
-        "pod",
-        "delete *",
-        "/body/metadata/deletion*|/body/metadata/generation",
-        "a pod that goes at once is shown as it was",
-    ),
-    place(
-        "*",
-        "*",
-        "/body/metadata/generation",
-        "an empty object is as good as none, so that setting one changes nothing",
-    ),
-    place(
-        "*_access_review",
-        "*",
-        "/body/status/evaluationError",
-        "selectors of access reviews decide nothing, and are not parsed",
-    ),
-    place(
-        "events_event",
-        "create full: a name *",
-        "/body/details/causes|/body/message",
-        "a name that no path can hold is refused for that reason too",
-    ),
-    place("endpoint_slice", "*/addressType *", "*", "upstream prints no value for an address type that changes"),
-    place(
-        "local_subject_access_review",
-        "*/metadata with *",
-        "*",
-        "upstream takes metadata from a LocalSubjectAccessReview before it looks at it",
-    ),
-    place(
-        "pod",
         "*llocat*|*esourceClaimStatus*",
         "*",
         "what devices and claims were allocated is not checked: there are none",
     ),
-    place("service", "make full again", "*", "a service that exists is said to exist, not to hold an address"),
-    place("service", "*odePort*", "*", "dry runs of upstream do not look at node ports"),
-    place("*", "*stopSignal*", "*", "stop signals of containers are served, which upstream has switched off"),
-    place(
-        "node|pod|service",
-        "*with podPreemptionPolicy*|*initContainers/*/restartPolicy empty*|*/trafficDistribution empty*",
-        "*",
-        "an empty policy is as good as none",
-    ),
-    place(
-        "pod",
-        "*httpGet with protocol*|*with volumeHealth*|*with evictionResponders*",
-        "*",
-        "fields that upstream has switched off are not taken away",
-    ),
-    place("node", "*/allocatable empty*", "/managed*", "what is empty is filled in before anybody owns it"),
     place("*", "*with seLinuxOptions*", "/warnings", "SELinux labels have no effect, which is warned of"),
-    place("service", "*/spec/ports doubled*", "*", "a port that stands twice is said once"),
-    place("*", "*with imagePullSecrets*", "/warnings", "a secret without a name is warned of on every write"),
     place("node", "*podCIDRs*", "*", "a range that is none is no error of the server"),
-    place("service", "apply full: a new object", "*", "all that is taken already is said at once"),
+    place("service", "make full again", "*", "a service that exists is said to exist, not to hold an address"),
+    place("service", "apply full: a new object", "*", "a dry run says of an address too that it is taken"),
     place(
         "endpoint_slice|cluster_role|role|limit_range",
         "*",
@@ -149,7 +65,6 @@ const PLACES: &[Place] = &[
 
 /// What a rule looks at.
 struct Seen<'a> {
-    subject: &'a Subject,
     request: &'a Request,
     difference: &'a Difference,
     /// The whole canonical answers.
@@ -185,7 +100,8 @@ const RULES: &[Rule] = &[
     Rule {
         holds: |seen| {
             let (theirs, ours) = seen.codes();
-            seen.is_patch("") && theirs == ours && theirs >= 400 && seen.difference.pointer.ends_with("message")
+            let is_of_patch = seen.request.id.starts_with("json ") || seen.they_say("patch: Invalid value");
+            is_of_patch && theirs == ours && theirs >= 400 && seen.difference.pointer.ends_with("message")
         },
         reason: "a patch that cannot be applied is explained in coracle's own words",
     },
@@ -208,44 +124,20 @@ const RULES: &[Rule] = &[
     Rule {
         holds: |seen| {
             let of_type = ["/apiVersion", "/kind"].iter().any(|field| seen.request.id.contains(&format!(": {field} ")));
-            of_type && seen.is_patch("")
+            of_type && seen.is_patch("") && seen.codes().1 == 400
         },
         reason: "a patch does not change what an object is",
     },
     Rule {
-        holds: |seen| seen.request.id.contains("/metadata with resourceVersion") && seen.codes().1 == 400,
-        reason: "a revision that is none is refused",
+        holds: |seen| {
+            let is_revision = seen.difference.pointer == "/body/metadata/resourceVersion";
+            is_revision && seen.request.id.starts_with("create ") && seen.difference.ours.is_null()
+        },
+        reason: "what a dry run would create has no revision",
     },
     Rule {
         holds: |seen| seen.difference.pointer == "/warnings" && matches!(seen.codes().0, 406 | 415),
         reason: "a kind that is deprecated is so for every request",
-    },
-    Rule {
-        holds: |seen| {
-            let is_of_pod = seen.they_say("pod updates may not change fields other than");
-            is_of_pod && seen.request.id.contains(" with ") && matches!(seen.codes(), (422, 200 | 422))
-        },
-        reason: "an empty object in an update of a pod is no change",
-    },
-    Rule {
-        holds: |seen| {
-            seen.subject.name == "binding" && seen.codes() == (201, 422) && seen.request.id.contains("/metadata/")
-        },
-        reason: "labels and annotations that a Binding brings are checked",
-    },
-    Rule {
-        holds: |seen| {
-            let asks_name = |answer: &Value| answer["body"].to_string().contains("name or generateName is required");
-            seen.subject.name == "event" && asks_name(seen.ours) && !asks_name(seen.upstream)
-        },
-        reason: "what is wrong with an event's metadata is said together with the rest",
-    },
-    Rule {
-        holds: |seen| {
-            let asks_name = |answer: &Value| answer["body"].to_string().contains("name or generateName is required");
-            seen.subject.name == "limit_range" && asks_name(seen.ours) && !asks_name(seen.upstream)
-        },
-        reason: "a LimitRange needs a name: strategies know no randomness",
     },
     Rule { holds: |seen| seen.codes() == (415, 415), reason: "what is taken is named in an answer of 415" },
     Rule {
@@ -253,11 +145,7 @@ const RULES: &[Rule] = &[
             let is_absent = seen.difference.pointer.starts_with("/body/paths/") && seen.difference.ours.is_null();
             is_absent && seen.request.id == "openapi"
         },
-        reason: "the OpenAPI documents leave out watch paths, which are deprecated, and what is not served",
-    },
-    Rule {
-        holds: |seen| seen.subject.name == "binding" && seen.they_say("Name parameter"),
-        reason: "a pod that cannot have such a name is not found",
+        reason: "the OpenAPI documents leave out what is not served",
     },
     Rule {
         holds: |seen| seen.codes() == (406, 406) && seen.difference.pointer == "/body/message",
@@ -266,38 +154,6 @@ const RULES: &[Rule] = &[
     Rule {
         holds: |seen| seen.request.id.contains(" huge") && (seen.is_patch("strategic") || seen.is_patch("apply")),
         reason: "upstream cuts numbers of some patches to the width of their field",
-    },
-    Rule {
-        holds: |seen| seen.request.id == "list by a bad token" && seen.codes().0 == seen.codes().1,
-        reason: "a broken continue token is explained in the words of another parser",
-    },
-    Rule {
-        holds: |seen| seen.request.id == "list by an unknown field" && seen.codes().0 == seen.codes().1,
-        reason: "which fields can be selected by is not listed",
-    },
-    Rule {
-        holds: |seen| {
-            let is_invalid = seen.codes() == (422, 422) && seen.request.content_type.is_empty();
-            seen.subject.name == "replication_controller" && is_invalid
-        },
-        reason: "a ReplicationController without a template lacks the template's containers, and without labels its own",
-    },
-    Rule {
-        holds: |seen| {
-            let is_action = ["bind ", "evict "].iter().any(|act| seen.request.id.starts_with(act));
-            (seen.subject.name == "binding" || is_action) && seen.codes() == (500, 422)
-        },
-        reason: "what is wrong with a Binding or an Eviction is the client's mistake, not the server's",
-    },
-    Rule {
-        holds: |seen| {
-            let pointer = &seen.difference.pointer;
-            let by_taints = pointer.contains("taints") || seen.they_say(".spec.taints");
-            // Whoever applies the same taints takes that one away.
-            let is_change = seen.is_patch("apply") && pointer == "/managed//0/time";
-            seen.subject.name == "node" && (by_taints || is_change)
-        },
-        reason: "nodes are tainted by the node lifecycle controller, not at their creation",
     },
 ];
 
@@ -319,7 +175,7 @@ pub fn reason(
             && matches(place.request, &request.id)
             && matches(place.pointer, &difference.pointer)
     };
-    let seen = Seen { subject, request, difference, upstream, ours };
+    let seen = Seen { request, difference, upstream, ours };
     let by_place = || PLACES.iter().find(is_here).map(|place| place.reason);
     RULES.iter().find(|rule| (rule.holds)(&seen)).map(|rule| rule.reason).or_else(by_place)
 }

@@ -22,6 +22,7 @@ pub(super) fn validate(pod: &Pod<'_>, errors: &mut Vec<Error>) {
             errors.push(Error::duplicate(&name.path, name.text()));
         }
         handlers::validate(&container, pod, errors);
+        restart_policy(&container, errors);
     }
     unique_host_ports(containers.items(), &containers, errors);
     for container in inits.items() {
@@ -35,11 +36,20 @@ pub(super) fn validate(pod: &Pod<'_>, errors: &mut Vec<Error>) {
         }
         // Init containers run one after the other, so that each may use any port; upstream checks each by itself.
         unique_host_ports([container.clone()].into_iter(), &inits, errors);
+        restart_policy(&container, errors);
         if container.child("restartPolicy").is("Always") {
             handlers::validate(&container, pod, errors);
         } else {
             handlers::forbid(&container, errors);
         }
+    }
+}
+
+/// One that says nothing is none; `pod_support` refuses those that are not built.
+fn restart_policy(container: &Place<'_>, errors: &mut Vec<Error>) {
+    let policy = container.child("restartPolicy");
+    if policy.is_set() && policy.is_empty() {
+        errors.push(policy.not_supported(&["Always", "Never", "OnFailure"]));
     }
 }
 

@@ -9,9 +9,12 @@ use serde_json::{Value, json};
 use super::scheduling;
 use crate::diff::unified;
 use crate::place::Place;
-use crate::strategy::same;
+use crate::schema;
+use crate::strategy::same_structs;
 use crate::value::{copy, items, remove, set, text};
 
+/// The type of what is compared.
+pub(super) const POD_SPEC: &str = "io.k8s.api.core.v1.PodSpec";
 const MAY_CHANGE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
     `spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` \
     (allow it to be set to 1 if it was previously negative)";
@@ -49,7 +52,7 @@ pub(super) fn validate(spec: &Place<'_>, old: &Value, errors: &mut Vec<Error>) {
     if !items(&old["schedulingGates"]).is_empty() {
         narrowed(spec, &mut munged, old, errors);
     }
-    if !same(&munged, old) {
+    if !same_structs(schema::get(POD_SPEC), &munged, old) {
         let detail = format!("pod updates may not change fields other than {MAY_CHANGE}\n{}", unified(old, &munged));
         errors.push(spec.forbidden(detail));
     }
