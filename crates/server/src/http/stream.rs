@@ -161,9 +161,8 @@ pub fn stream(
         pace: Pace { paid: Instant::now() },
         over: false,
     };
-    // Boxed, because it is handed on with every piece.
-    let next = |mut sender: Box<Sender>| async move { sender.next().await.map(|piece| (piece, sender)) };
-    Box::pin(futures_util::stream::unfold(Box::new(sender), next))
+    let next = |mut sender: Sender| async move { sender.next().await.map(|piece| (piece, sender)) };
+    Box::pin(futures_util::stream::unfold(sender, next))
 }
 
 /// When a watch has something to do though nothing happens.

@@ -185,7 +185,8 @@ pub async fn tell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, mut events: 
             },
         };
         let Some(piece) = piece else { break };
-        send(&mut stream, &piece).await?;
+        // Boxed, because the task keeps room for it while nothing is sent.
+        Box::pin(send(&mut stream, &piece)).await?;
     }
     stream.write_all(b"0\r\n\r\n").await?;
     stream.shutdown().await
