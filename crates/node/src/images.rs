@@ -14,7 +14,7 @@ use image::credentials::{Credentials, from_docker_cfg, from_docker_config_json, 
 use image::pull::NoProgress;
 use image::reference::Reference;
 use image::store::{Image, ImageStore};
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod, Secret};
 
 use crate::events::PodEvents;
 
@@ -30,6 +30,12 @@ pub struct Pulled {
 pub struct Missing {
     pub reason: &'static str,
     pub message: String,
+}
+
+/// What an image volume asks for, as a container without a name would.
+pub fn of_volume(source: &ImageVolumeSource) -> Container {
+    let (image, image_pull_policy) = (source.reference.clone(), source.pull_policy.clone());
+    Container { image, image_pull_policy, ..Container::default() }
 }
 
 /// The pull policy; the API fills it in, this is what it fills in.
@@ -101,6 +107,14 @@ pub async fn ensure(
             Err(Missing { reason: "ErrImagePull", message })
         }
     }
+}
+
+/// Whether the image is on the node, and no registry need be asked about it.
+pub fn is_here(images: &ImageStore, container: &Container) -> bool {
+    let name = container.image.as_deref().unwrap_or_default();
+    let Ok(reference) = Reference::parse(name) else { return false };
+    let free = |image: Arc<Image>| verdict(&image.accesses, &reference.name(), &[]) == Verdict::Granted;
+    policy(container, &reference) != "Always" && images.get(name).is_some_and(free)
 }
 
 /// The registries' credentials in the pod's pull secrets.

@@ -116,6 +116,8 @@ pub struct Slot {
     pub restarts: Backoff,
     pub pulls: Backoff,
     pub pull_failed_at: Option<Timestamp>,
+    /// When to look next whether the image has come without us.
+    pub look_at: Option<Timestamp>,
     pub pull_error: String,
     /// The image that could not be pulled, when it is that of a volume.
     pub pull_of: Option<String>,
@@ -146,6 +148,7 @@ impl Slot {
             restarts: Backoff::default(),
             pulls: Backoff::default(),
             pull_failed_at: None,
+            look_at: None,
             pull_error: String::new(),
             pull_of: None,
         }

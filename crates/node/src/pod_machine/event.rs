@@ -51,6 +51,10 @@ pub enum Event {
         reason: String,
         message: String,
     },
+    /// An image that could not be pulled has come in another way: [`Effect::LookForImage`].
+    ImageFound {
+        container: String,
+    },
     Started(Started),
     StartFailed {
         container: String,
@@ -157,13 +161,18 @@ pub enum Signal {
     Kill,
 }
 
-/// What the shell is to do. Each is answered by an event, except signals, probes and records.
+/// What the shell is to do. Each is answered by an event, except signals, probes, records and looking in vain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     MountVolumes,
     CreateSandbox,
     EnsureImage {
         container: String,
+    },
+    /// Somebody else may have brought the image that could not be pulled; it is that of a volume when one is given.
+    LookForImage {
+        container: String,
+        volume: Option<String>,
     },
     StartContainer {
         container: String,

@@ -238,6 +238,7 @@ impl Machine {
             Event::ImageFailed { container, image, volume, reason, message } => {
                 self.image_failed(&container, &image, volume, (reason, message), now);
             }
+            Event::ImageFound { container } => self.image_found(&container),
             Event::Started(started) => self.started(started),
             Event::StartFailed { container, image, reason, message, exit } => {
                 self.start_failed(&container, image, reason, message, exit, now);

@@ -211,8 +211,22 @@ impl Machine {
         } else if !shown {
             self.wake(flip_at);
         }
-        self.wake(until);
+        // Upstream looks whenever it syncs the pod, which it does as often. Source: image_manager.go, `imagePullPrecheck`.
+        let slot = &mut self.slots[index];
+        if slot.look_at.is_none_or(|at| at <= now) {
+            slot.look_at = Some(after(now, RETRY));
+            let (container, volume) = (slot.name.clone(), slot.pull_of.clone());
+            self.out.push(Effect::LookForImage { container, volume });
+        }
+        self.wake(self.slots[index].look_at.map_or(until, |at| at.min(until)));
         true
+    }
+
+    /// The back-off is over; it goes on where it was when the image is gone again.
+    pub(super) fn image_found(&mut self, name: &str) {
+        if let Some(index) = self.index(name) {
+            self.slots[index].pull_failed_at = None;
+        }
     }
 
     pub(super) fn image_ready(&mut self, name: &str, image: &str, image_id: String, now: Timestamp) {
@@ -253,7 +267,7 @@ impl Machine {
             }
             let since = slot.pull_failed_at.unwrap_or(now);
             slot.pulls.next(since, now);
-            slot.pull_failed_at = Some(now);
+            (slot.pull_failed_at, slot.look_at) = (Some(now), Some(after(now, RETRY)));
             slot.pull_error = format!("{reason}: {message}");
         } else {
             slot.retry_at = Some(after(now, RETRY));

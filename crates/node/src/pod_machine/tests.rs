@@ -69,6 +69,7 @@ impl Script {
                 reason: "ErrImagePull".to_owned(),
                 message: "down".to_owned(),
             },
+            "found" => Event::ImageFound { container: container() },
             "no-volume-image" => Event::ImageFailed {
                 container: container(),
                 image: image(&self.machine),
@@ -148,6 +149,9 @@ impl Script {
             let text = match effect {
                 Effect::Record { reason, message, .. } => format!("{reason}: {message}"),
                 Effect::EnsureImage { container } => format!("pull {container}"),
+                Effect::LookForImage { container, volume } => {
+                    format!("look {container} {}", volume.as_deref().unwrap_or("-"))
+                }
                 Effect::StartContainer { container, attempt } => format!("run {container}/{attempt}"),
                 Effect::Signal { container, signal, .. } => format!("signal {container} {signal:?}"),
                 Effect::StartProbe { container, kind, .. } => format!("probe {container} {kind:?}"),

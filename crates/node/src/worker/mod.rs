@@ -327,6 +327,7 @@ impl Worker {
             Effect::CreateSandbox => self.create_sandbox(),
             Effect::RemoveSandbox => self.remove_sandbox(),
             Effect::EnsureImage { container } => self.ensure_image(container),
+            Effect::LookForImage { container, volume } => self.look_for_image(container, volume),
             Effect::StartContainer { container, attempt } => self.start_container(container, attempt),
             Effect::PostStart { container, id } => self.post_start(container, id),
             Effect::PreStop { container, id, until } => self.pre_stop(container, id, until),
@@ -378,7 +379,7 @@ impl Worker {
         self.answer(async move {
             let name = spec.image.clone().unwrap_or_default();
             let pulled = async {
-                let volumes = storage::images(&shared, &pod, &events, &spec).await;
+                let volumes = storage::volume_images(&shared, &pod, &events, &spec).await;
                 let volumes = volumes.map_err(|(volume, missing)| (Some(volume), missing))?;
                 let image = crate::images::ensure(&shared.images, &shared.client, &events, &pod, &spec).await;
                 Ok(Pulled { image: image.map_err(|missing| (None, missing))?, volumes })
@@ -394,6 +395,20 @@ impl Worker {
                 }),
             }
         });
+    }
+
+    fn look_for_image(&mut self, container: String, volume: Option<String>) {
+        let wanted = match volume {
+            None => self.machine.container(&container).cloned(),
+            Some(reference) => {
+                let volumes = self.machine.pod().spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+                let mut images = volumes.filter_map(|volume| volume.image.as_ref());
+                images.find(|image| image.reference.as_ref() == Some(&reference)).map(crate::images::of_volume)
+            }
+        };
+        if wanted.is_some_and(|wanted| crate::images::is_here(&self.shared.images, &wanted)) {
+            self.answer(async move { Message::Machine(Event::ImageFound { container }) });
+        }
     }
 
     fn post_start(&mut self, name: String, id: String) {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{Message, Worker};
 use crate::events::PodEvents;
 use crate::eviction;
-use crate::images::Missing;
+use crate::images::{self, Missing};
 use crate::pod_machine::event::Event;
 use crate::shared::{Roots, Shared};
 use crate::sources::PodSources;
@@ -187,14 +187,14 @@ async fn gather(
 /// The images, by name, of the volumes that a container mounts and nothing has mounted yet; else the last that is not to be had.
 ///
 /// Source: kuberuntime_manager.go, `getImageVolumes` and `toKubeContainerImageVolumes`.
-pub(super) async fn images(
+pub(super) async fn volume_images(
     shared: &Shared,
     pod: &Pod,
     events: &PodEvents,
     container: &Container,
 ) -> Result<BTreeMap<String, Arc<Image>>, (String, Missing)> {
     let dir = shared.roots.pod(pod.metadata.uid.as_deref().unwrap_or_default());
-    let (mut images, mut missing) = (BTreeMap::new(), None);
+    let (mut found, mut missing) = (BTreeMap::new(), None);
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         let Some(source) = &volume.image else { continue };
         let wanted = container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
@@ -203,17 +203,13 @@ pub(super) async fn images(
         if !wanted || mounted.contains(&volumes::image_place(&dir, &volume.name)) {
             continue;
         }
-        let of_volume = Container {
-            image: source.reference.clone(),
-            image_pull_policy: source.pull_policy.clone(),
-            ..Container::default()
-        };
-        match crate::images::ensure(&shared.images, &shared.client, events, pod, &of_volume).await {
-            Ok(image) => drop(images.insert(volume.name.clone(), image)),
+        let of_volume = images::of_volume(source);
+        match images::ensure(&shared.images, &shared.client, events, pod, &of_volume).await {
+            Ok(image) => drop(found.insert(volume.name.clone(), image)),
             Err(why) => missing = Some((source.reference.clone().unwrap_or_default(), why)),
         }
     }
-    missing.map_or(Ok(images), Err)
+    missing.map_or(Ok(found), Err)
 }
 
 /// The first volume that comes from the API, for messages about the API.

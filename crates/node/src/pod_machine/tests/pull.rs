@@ -72,6 +72,34 @@ fn pulls_of_image_volumes_back_off() {
     assert_eq!(script.machine.slots[0].pull_error, "ErrImagePull: down");
 }
 
+/// The next attempt is at 20 seconds.
+#[test]
+fn an_image_that_comes_in_another_way_is_found() {
+    after_start(
+        one(json!({})),
+        &["no-image a", "wait 2", "wait 8"],
+        &["no-image a", "wait 9", "wait 1", "found a", "image a"],
+        expect![[r#"
+            no-image a
+                Failed: Error: ErrImagePull
+              = Pending a:ErrImagePull*0
+            wait 9
+                BackOff: Back-off pulling image "i"
+                Failed: Error: ImagePullBackOff
+              = Pending a:ImagePullBackOff*0
+            wait 1
+                look a -
+              = Pending a:ImagePullBackOff*0
+            found a
+                pull a
+              = Pending a:ImagePullBackOff*0
+            image a
+                run a/0
+              = Pending a:ImagePullBackOff*0
+        "#]],
+    );
+}
+
 #[test]
 fn a_missing_secret_is_tried_again() {
     let mut script = after_start(
