@@ -71,6 +71,12 @@ fn decide(snapshot: &Snapshot, node: &str, verb: &str, at: &Resource) -> Option<
             ("get" | "list" | "watch" | "update" | "patch", "") | ("update" | "patch", "status") if at.name == node => {
                 Some(Ok(()))
             }
+            ("get" | "list" | "watch", "") if at.name.is_empty() => {
+                Some(Err(format!("node '{node}' cannot read all nodes, only its own Node object")))
+            }
+            ("get" | "list" | "watch", "") => {
+                Some(Err(format!("node '{node}' cannot read '{}', only its own Node object", at.name)))
+            }
             ("get" | "list" | "watch" | "update" | "patch", _) => {
                 Some(Err(format!("node {node:?} cannot {verb} other nodes")))
             }
@@ -93,11 +99,10 @@ fn decide_pod(snapshot: &Snapshot, node: &str, verb: &str, at: &Resource) -> Opt
             let selects_own = FieldSelector::parse(&at.field_selector).is_ok_and(|selector| {
                 selector.requirements().iter().any(|one| one.field == "spec.nodeName" && one.equal && one.value == node)
             });
-            let why = "can only list/watch pods with spec.nodeName field selector";
-            Some(if selects_own || !at.name.is_empty() && of_this_node().is_ok() {
-                Ok(())
-            } else {
-                Err(why.to_owned())
+            Some(match at.name.as_str() {
+                _ if selects_own => Ok(()),
+                "" => Err("can only list/watch pods with spec.nodeName field selector".to_owned()),
+                _ => of_this_node(),
             })
         }
         ("get" | "delete", "") | ("update" | "patch", "status") | ("create", "eviction") => Some(of_this_node()),
@@ -203,6 +208,24 @@ mod tests {
         };
         assert_eq!(found("secrets", &["s1", "s2", "c1", ""]), [true, true, false, false], "{list}");
         assert_eq!(found("configmaps", &["c1", "c2", "s1", ""]), [true, true, false, false], "{list}");
+    }
+
+    #[test]
+    fn pods_are_listed_by_the_node_that_they_run_on() {
+        let snapshot = store::Store::snapshot(&*store::memory::Memory::new());
+        let ask = |selector: &str| {
+            let (resource, field_selector) = ("pods".to_owned(), selector.to_owned());
+            let at = Resource { resource, field_selector, ..Resource::default() };
+            decide(&snapshot, "a", "list", &at).unwrap()
+        };
+        for selector in ["spec.nodeName=a", "spec.nodeName==a", "status.phase!=Failed,spec.nodeName=a"] {
+            assert_eq!(ask(selector), Ok(()), "{selector}");
+        }
+        for selector in
+            ["", "spec.nodeName=b", "spec.nodeName!=a", r"metadata.name=x\,spec.nodeName=a", "spec.nodeName=a,x"]
+        {
+            assert!(ask(selector).is_err(), "{selector}");
+        }
     }
 
     #[test]

@@ -115,7 +115,13 @@ impl Registry {
             let (version, kind) = (text(&application.config["apiVersion"]), text(&application.config["kind"]));
             let slash = if version.contains('/') { "" } else { "/" };
             let of = format!("{slash}{version}, Kind={kind}");
-            let error = error.to_string();
+            // Here only types that decode themselves go wrong, which know nothing of the field.
+            let error = match error.to_string().split_once("Go struct field ") {
+                Some((before, after)) => {
+                    format!("{before}Go value of type {}", after.rsplit(' ').next().unwrap_or_default())
+                }
+                None => error.to_string(),
+            };
             let prefix = if error.starts_with("illegal base64 data") { "error decoding from json: " } else { "" };
             return Err(Status::unclassified(format!(
                 "failed to convert new object ({}/{}; {of}) to proper version: unable to convert unstructured object to {of}: {prefix}{error}",

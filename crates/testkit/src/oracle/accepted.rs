@@ -51,8 +51,15 @@ const PLACES: &[Place] = &[
         "*",
         "what devices and claims were allocated is not checked: there are none",
     ),
+    place("node", "*/allocatable empty*", "/managed*", "what is empty is filled in before anybody owns it"),
     place("*", "*with seLinuxOptions*", "/warnings", "SELinux labels have no effect, which is warned of"),
     place("node", "*podCIDRs*", "*", "a range that is none is no error of the server"),
+    place(
+        "service",
+        "update *: */spec/ports doubled*",
+        "*",
+        "a port that stands twice is the client's mistake, not the server's",
+    ),
     place("service", "make full again", "*", "a service that exists is said to exist, not to hold an address"),
     place("service", "apply full: a new object", "*", "a dry run says of an address too that it is taken"),
     place(
@@ -134,6 +141,14 @@ const RULES: &[Rule] = &[
             is_revision && seen.request.id.starts_with("create ") && seen.difference.ours.is_null()
         },
         reason: "what a dry run would create has no revision",
+    },
+    Rule {
+        holds: |seen| seen.request.id.contains("/metadata with resourceVersion") && seen.codes() == (409, 400),
+        reason: "a revision that is none is refused",
+    },
+    Rule {
+        holds: |seen| seen.request.id.contains("/metadata with labels") && seen.codes() == (201, 422),
+        reason: "labels that a Binding brings are checked: with wrong ones the pod could not be updated any more",
     },
     Rule {
         holds: |seen| seen.difference.pointer == "/warnings" && matches!(seen.codes().0, 406 | 415),
