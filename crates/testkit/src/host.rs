@@ -6,6 +6,8 @@
 
 use std::fs;
 use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +23,8 @@ pub struct Lab {
     name: String,
     dir: PathBuf,
     hosts: Vec<Host>,
+    /// Last, so that nobody takes the name before everything is gone.
+    _claim: UnixListener,
 }
 
 /// One machine of a [`Lab`].
@@ -38,10 +42,10 @@ pub struct Host {
 }
 
 impl Lab {
-    /// Makes a lab with no hosts. `name` is at most 8 letters and digits; an earlier lab of that name is removed first.
+    /// Makes a lab with no hosts. `name` is at most 8 letters and digits; what a killed lab of that name left behind is removed first.
     ///
     /// # Errors
-    /// When not root, or when `ip` is missing.
+    /// When not root, when `ip` is missing, or when a lab of that name is in use.
     pub fn new(name: &str) -> Result<Self> {
         ensure!(
             name.len() <= 8 && name.bytes().all(|b| b.is_ascii_alphanumeric()),
@@ -52,9 +56,10 @@ impl Lab {
         for own in OVERLAID.iter().chain(EMPTY) {
             ensure!(!dir.starts_with(own), "labs cannot lie below {own}: check the project out elsewhere");
         }
+        let claim = claim(name)?;
         remove_leftovers(&dir)?;
         fs::create_dir_all(&dir)?;
-        let lab = Self { name: name.to_owned(), dir, hosts: Vec::new() };
+        let lab = Self { name: name.to_owned(), dir, hosts: Vec::new(), _claim: claim };
         let switch = lab.switch();
         record(&lab.dir, "netns", &switch)?;
         run(&["ip", "netns", "add", &switch])?;
@@ -261,6 +266,17 @@ pub fn remove_leftovers(dir: &Path) -> Result<()> {
         eventually(Duration::from_secs(10), "the lab's directory to be free", || Ok(fs::remove_dir_all(dir).ok()))?;
     }
     Ok(())
+}
+
+/// Takes a name for as long as this process lives, on the whole machine: namespaces are not a checkout's own.
+fn claim(name: &str) -> Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name(format!("coracle-lab-{name}"))?;
+    match UnixListener::bind_addr(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            bail!("the lab {name:?} is in use: the same command runs on this machine already; wait for it or end it")
+        }
+        listener => listener.with_context(|| format!("could not claim the lab {name:?}")),
+    }
 }
 
 fn kill(pid: &str) {

@@ -29,3 +29,15 @@ fn nothing_stays_behind() {
     assert!(!dir.exists());
     assert!(!Path::new("/run/netns").join(switch).exists());
 }
+
+#[test]
+fn a_lab_in_use_is_left_alone() {
+    let name = format!("u{:05}", std::process::id() % 100_000);
+    let mut lab = Lab::new(&name).expect("root");
+    lab.add_host("a").unwrap();
+    let refused = Lab::new(&name).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("is in use"), "{refused}");
+    lab.host(0).run(&["ip", "link", "show", "eth0"]).unwrap();
+    drop(lab);
+    Lab::new(&name).unwrap();
+}
