@@ -8,14 +8,28 @@ use testkit::registry::{Auth, Registry};
 
 use crate::bed::{Bed, busybox};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn private_images_need_the_pods_secret() {
+const LOGIN: &str = "user:hunter2";
+
+/// A node beside a registry that wants [`LOGIN`], and the image that it has.
+async fn private() -> (Bed, Registry, String) {
     let registry = Registry::start().unwrap();
     registry.add("library/private", "2", &busybox());
-    registry.require(Auth::Basic("user:hunter2".to_owned()));
+    registry.require(Auth::Basic(LOGIN.to_owned()));
     let host = registry.address().to_string();
-    let image = format!("{host}/library/private:2");
     let bed = Bed::with(Registries::parse(&registry.registries_yaml(&[&host])).unwrap()).await;
+    (bed, registry, format!("{host}/library/private:2"))
+}
+
+async fn pull_secret(bed: &Bed, registry: &Registry, name: &str, login: &str) {
+    let auths = json!({"auths": {registry.address().to_string(): {"auth": STANDARD.encode(login)}}});
+    let data = json!({".dockerconfigjson": STANDARD.encode(auths.to_string())});
+    let secret = json!({"metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson", "data": data});
+    bed.create("secrets", secret).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn private_images_need_the_pods_secret() {
+    let (bed, registry, image) = private().await;
     let container = json!({"name": "main", "image": image, "command": ["echo", "pulled"]});
     bed.pod("denied", json!({"containers": [container], "restartPolicy": "Never"})).await;
     bed.until_state("denied", "main", "ErrImagePull").await;
@@ -26,15 +40,13 @@ async fn private_images_need_the_pods_secret() {
     bed.until_event(&format!("Warning Failed: Failed to pull image {image:?}: ")).await;
     bed.until_event(&format!("Normal BackOff: Back-off pulling image {image:?}")).await;
 
-    let auths = json!({"auths": {&host: {"auth": STANDARD.encode("user:hunter2")}}});
-    let data = json!({".dockerconfigjson": STANDARD.encode(auths.to_string())});
-    let secret = json!({"metadata": {"name": "login"}, "type": "kubernetes.io/dockerconfigjson", "data": data});
-    bed.create("secrets", secret).await;
+    pull_secret(&bed, &registry, "login", LOGIN).await;
     let spec = json!({"containers": [container], "restartPolicy": "Never", "imagePullSecrets": [{"name": "login"}, {"name": "none"}]});
     bed.pod("granted", spec).await;
     let status = bed.until_phase("granted", "Succeeded").await;
     let image_id = status.container_statuses.unwrap()[0].image_id.clone();
-    assert!(image_id.starts_with(&format!("{host}/library/private@sha256:")), "{image_id}");
+    let name = image.strip_suffix(":2").unwrap();
+    assert!(image_id.starts_with(&format!("{name}@sha256:")), "{image_id}");
     bed.until_event(&format!("Normal Pulling: Pulling image {image:?}")).await;
     bed.until_event(&format!("Normal Pulled: Successfully pulled image {image:?} in ")).await;
     bed.until_event("Warning FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets (none);")
@@ -45,17 +57,9 @@ async fn private_images_need_the_pods_secret() {
 /// What is on the node already is not for those who could not have pulled it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn private_images_stay_private_on_the_node() {
-    let registry = Registry::start().unwrap();
-    registry.add("library/private", "2", &busybox());
-    registry.require(Auth::Basic("user:hunter2".to_owned()));
-    let host = registry.address().to_string();
-    let image = format!("{host}/library/private:2");
-    let bed = Bed::with(Registries::parse(&registry.registries_yaml(&[&host])).unwrap()).await;
-    for (name, login) in [("login", "user:hunter2"), ("copy", "user:hunter2"), ("other", "user:wrong")] {
-        let auths = json!({"auths": {&host: {"auth": STANDARD.encode(login)}}});
-        let data = json!({".dockerconfigjson": STANDARD.encode(auths.to_string())});
-        let secret = json!({"metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson", "data": data});
-        bed.create("secrets", secret).await;
+    let (bed, registry, image) = private().await;
+    for (name, login) in [("login", LOGIN), ("copy", LOGIN), ("other", "user:wrong")] {
+        pull_secret(&bed, &registry, name, login).await;
     }
     let spec = |secret: &str, policy: &str| {
         let container = json!({"name": "main", "image": image, "imagePullPolicy": policy, "command": ["echo", "run"]});
