@@ -270,12 +270,19 @@ pub fn remove_leftovers(dir: &Path) -> Result<()> {
 
 /// Takes a name for as long as this process lives, on the whole machine: namespaces are not a checkout's own.
 fn claim(name: &str) -> Result<UnixListener> {
+    /// Between fork and exec, a process that was just started holds the name as well.
+    const HELD: Duration = Duration::from_secs(5);
     let address = SocketAddr::from_abstract_name(format!("coracle-lab-{name}"))?;
-    match UnixListener::bind_addr(&address) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            bail!("the lab {name:?} is in use: the same command runs on this machine already; wait for it or end it")
+    let deadline = Instant::now() + HELD;
+    loop {
+        match UnixListener::bind_addr(&address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => ensure!(
+                Instant::now() < deadline,
+                "the lab {name:?} is in use: the same command runs on this machine already; wait for it or end it"
+            ),
+            listener => return listener.with_context(|| format!("could not claim the lab {name:?}")),
         }
-        listener => listener.with_context(|| format!("could not claim the lab {name:?}")),
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
