@@ -238,7 +238,7 @@ fn conclude(
     let json = format!("{:#}\n", report::to_json(circumstances, tests));
     fs::write(target().join("report.json"), json).context("could not write report.json")?;
     let count = Count::of(tests.iter());
-    if options.selection == Some(Selection::Everything) && count.not_run == 0 {
+    if options.selection == Some(Selection::Everything) && options.slow && count.not_run == 0 {
         fs::write(root().join("docs/conformance.md"), report::page(circumstances, tests))?;
     }
     println!("\n{}{}", report::failures(tests, CAUSES_PRINTED), report::table(tests));
