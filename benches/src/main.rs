@@ -142,7 +142,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let coracle = std::fs::canonicalize(&coracle).with_context(|| format!("could not find {}", coracle.display()))?;
     let env = Env { coracle, rounds: arguments.rounds };
-    side::clean()?;
+    let _run = side::begin()?;
     end_whole_when_told_to()?;
     let mut all = Figures::default();
     let mut failed = Vec::new();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use testkit::debian::Debian;
-use testkit::host::{Lab, checked, eventually, labs_dir, remove_leftovers};
+use testkit::host::{Lab, checked, claim, eventually, labs_dir, remove_leftovers};
 use testkit::netns::within;
 use testkit::registry::Registry;
 use testkit::stand_ins;
@@ -212,7 +213,17 @@ impl Cluster {
     }
 }
 
-/// Removes what a killed run has left behind.
+/// Begins a run, which lasts as long as what is returned, and removes what a killed one has left behind.
+///
+/// # Errors
+/// When another run goes on: its machines are left alone, and its figures undisturbed.
+pub fn begin() -> Result<UnixListener> {
+    let run = claim("bench")?;
+    clean()?;
+    Ok(run)
+}
+
+/// Removes the machines of this run.
 ///
 /// # Errors
 /// When something is still in use.

@@ -268,8 +268,11 @@ pub fn remove_leftovers(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes a name for as long as this process lives, on the whole machine: namespaces are not a checkout's own.
-fn claim(name: &str) -> Result<UnixListener> {
+/// Takes a lab's name, on the whole machine: namespaces are not a checkout's own. It is free again when what is returned is dropped.
+///
+/// # Errors
+/// When it is in use.
+pub fn claim(name: &str) -> Result<UnixListener> {
     /// Between fork and exec, a process that was just started holds the name as well.
     const HELD: Duration = Duration::from_secs(5);
     let address = SocketAddr::from_abstract_name(format!("coracle-lab-{name}"))?;
