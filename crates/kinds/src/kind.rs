@@ -92,6 +92,10 @@ pub struct Version {
     pub convert: Option<Conversion>,
     /// The rules of this version, in place of the strategy's; the object is in the storage version.
     pub validate: Option<Validate>,
+    /// The rule of this version's names, in place of the kind's.
+    pub name: Option<fn(&str, bool) -> names::Messages>,
+    /// What these rules find wrong with a new object is said before its metadata is looked at.
+    pub rules_first: bool,
 }
 
 pub struct Conversion {
@@ -195,6 +199,8 @@ impl Kind {
                 schema: format!("io.k8s.api.{schema_group}.{version}.{kind}").into(),
                 convert: None,
                 validate: None,
+                name: None,
+                rules_first: false,
             }],
             verbs: ALL,
             strategy: Strategy::none(),

@@ -47,7 +47,10 @@ pub fn kind() -> Kind {
         schema: "io.k8s.api.events.v1.Event".into(),
         convert: Some(Conversion { to_storage: Box::new(to_core), from_storage: Box::new(from_core) }),
         validate: Some(Box::new(validate_strictly)),
+        name: Some(api::validation::name_is_dns_subdomain),
+        rules_first: false,
     });
+    kind.versions[0].rules_first = true;
     kind
 }
 

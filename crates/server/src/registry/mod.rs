@@ -250,13 +250,12 @@ fn takes_any_finalizer(served: &Served) -> bool {
 /// Every error at once: of the metadata, then of the rest; each one once, though more than one rule may find it.
 pub(crate) fn errors(served: &Served, strategy: &Strategy, object: &Value, old: Option<&Value>) -> Vec<field::Error> {
     let (metadata, path) = (&object["metadata"], field::Path::new("metadata"));
-    let mut rest = (served.version().validate.as_ref().unwrap_or(&strategy.validate))(object, old);
-    // Events have rules of their own, by the group that they are sent to.
-    let rule = match (&*served.version().group, served.kind_name()) {
-        ("", "Event") if old.is_none() && !rest.is_empty() => return once(rest),
-        ("events.k8s.io", _) => validation::name_is_dns_subdomain,
-        _ => served.kind.name,
-    };
+    let version = served.version();
+    let mut rest = (version.validate.as_ref().unwrap_or(&strategy.validate))(object, old);
+    if version.rules_first && old.is_none() && !rest.is_empty() {
+        return once(rest);
+    }
+    let rule = version.name.unwrap_or(served.kind.name);
     let mut all = validation::validate_object_meta(metadata, served.is_namespaced(), rule, &path);
     if let Some(old) = old {
         all.extend(validation::validate_object_meta_update(metadata, &old["metadata"], &path));
