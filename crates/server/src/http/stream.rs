@@ -364,6 +364,16 @@ mod tests {
         ))
     }
 
+    /// What happens to a resource from now on.
+    async fn watched(server: &Server, resource: &str, bookmarks: bool, timeout: Duration) -> Events {
+        let registry = &server.registry;
+        let when = When::parse(&Query::parse("watch=true"), true).unwrap();
+        let of = registry.catalog.find("", "v1", resource).unwrap();
+        let watch = registry.watch(Selection::all(of, ""), &when).await.unwrap();
+        let sending = Sending { form: Form::Whole, include: Include::default(), bookmarks, timeout };
+        stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new())
+    }
+
     /// Time passes only while everybody waits.
     #[tokio::test(start_paused = true)]
     async fn a_watch_ends_in_time_in_the_middle_of_a_storm() {
@@ -373,11 +383,8 @@ mod tests {
         let maps = registry.catalog.find("", "v1", "configmaps").unwrap();
         let warnings = Warnings::default();
         let by = Writer { user: &user, manager: "", create_refused: None, dry_run: false, warnings: &warnings };
-        let when = When::parse(&Query::parse("watch=true"), true).unwrap();
-        let watch = registry.watch(Selection::all(maps, ""), &when).await.unwrap();
         let timeout = Duration::from_secs(1);
-        let sending = Sending { form: Form::Whole, include: Include::default(), bookmarks: false, timeout };
-        let events = stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new());
+        let events = watched(&server, "configmaps", false, timeout).await;
         let began = Instant::now();
         let storm = async {
             for n in 0..2000 {
@@ -404,10 +411,7 @@ mod tests {
             let map = json!({"metadata": {"name": format!("m{n}")}, "data": {"text": "x".repeat(PIECE)}});
             registry.create(maps, "default", map, by).await.unwrap();
         }
-        let when = When::parse(&Query::parse("watch=true"), true).unwrap();
-        let watch = registry.watch(Selection::all(maps, ""), &when).await.unwrap();
-        let sending = Sending { form: Form::Whole, include: Include::default(), bookmarks: false, timeout: BOOKMARKS };
-        let events = stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new());
+        let events = watched(&server, "configmaps", false, BOOKMARKS).await;
         let began = Instant::now();
         // Two events in each.
         let pieces: Vec<Vec<u8>> =
@@ -421,17 +425,13 @@ mod tests {
         let user = User::loopback("tester");
         let server = server(&user);
         let registry = &server.registry;
-        let find = |resource| registry.catalog.find("", "v1", resource).unwrap();
+        let maps = registry.catalog.find("", "v1", "configmaps").unwrap();
         let warnings = Warnings::default();
         let by = Writer { user: &user, manager: "", create_refused: None, dry_run: false, warnings: &warnings };
-        let when = When::parse(&Query::parse("watch=true"), true).unwrap();
-        let watch = registry.watch(Selection::all(find("secrets"), ""), &when).await.unwrap();
-        let timeout = 2 * BOOKMARKS;
-        let sending = Sending { form: Form::Whole, include: Include::default(), bookmarks: true, timeout };
-        let mut events = stream(watch, registry.clone(), Arc::default(), sending, CancellationToken::new());
+        let mut events = watched(&server, "secrets", true, 2 * BOOKMARKS).await;
         for n in 0..9 {
             let map = json!({"metadata": {"name": format!("m{n}")}});
-            registry.create(find("configmaps"), "default", map, by).await.unwrap();
+            registry.create(maps, "default", map, by).await.unwrap();
         }
         let bookmark: Value = serde_json::from_slice(&events.next().await.unwrap().concat()).unwrap();
         assert_eq!(bookmark["type"], "BOOKMARK");
