@@ -190,9 +190,15 @@ fn rolls_out_and_back() {
         status();
         let names =
             || user.ok(&["get", "pods", "-l", "app=web", "--field-selector=status.phase=Running", "-o", "name"]);
+        // A rollout is over while the last of the old pods are still ending.
+        let gone = |pods: &str| {
+            let wait = ["wait", "--for=delete", "--timeout=60s"];
+            user.ok(&wait.into_iter().chain(pods.lines()).collect::<Vec<_>>());
+        };
         let before = names();
         user.check(&["rollout", "restart", "deploy/web"], "deployment.apps/web restarted");
         status();
+        gone(&before);
         assert!(before.lines().all(|pod| !names().contains(pod)), "{before}");
         user.ok(&["annotate", "deploy", "web", "kubernetes.io/change-cause=restarted"]);
         user.check(
@@ -212,8 +218,10 @@ fn rolls_out_and_back() {
         status();
         let image = "jsonpath={.spec.template.spec.containers[0].image}";
         user.check(&["get", "deploy", "web", "-o", image], BUSYBOX);
+        let before = names();
         user.check(&["rollout", "undo", "deploy/web", "--to-revision=1"], "deployment.apps/web rolled back");
         status();
+        gone(&before);
         user.fails(
             &["rollout", "undo", "deploy/web", "--to-revision=99"],
             "error: unable to find specified revision 99 in history",
